@@ -1,0 +1,37 @@
+"""Every environment variable Slipway reads, in one table; an unknown SLIPWAY_* is an error."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from slipway.compiler.errors import UserError
+
+VARIABLES = {
+    "SLIPWAY_DEBUG": "0..5: times, diffs, declined rewrites, rendered kernels, compiler commands",
+    "SLIPWAY_CACHE": "folder of the stage cache (default: ~/.cache/slipway)",
+    "SLIPWAY_CXX": "C++ compiler for host kernels (default: c++)",
+}
+
+
+def check() -> None:
+    """Raises UserError for a SLIPWAY_* variable that is not in VARIABLES."""
+    for name in os.environ:
+        if name.startswith("SLIPWAY_") and name not in VARIABLES:
+            raise UserError(f"environment: {name}", "unknown variable", f"one of {', '.join(VARIABLES)}")
+
+
+def debug() -> int:
+    """The debug level, 0 when unset."""
+    text = os.environ.get("SLIPWAY_DEBUG", "0")
+    if not text.isdigit() or int(text) > 5:
+        raise UserError("environment: SLIPWAY_DEBUG", repr(text), "a level from 0 to 5")
+    return int(text)
+
+
+def cache_dir() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("SLIPWAY_CACHE") or pathlib.Path.home() / ".cache" / "slipway")
+
+
+def cxx() -> str:
+    return os.environ.get("SLIPWAY_CXX") or "c++"

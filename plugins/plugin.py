@@ -1,0 +1,82 @@
+"""What a plugin is: it turns one graph node into a kernel call with packed weights, buffers and a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes as a function of the step: fixed + per_token * num_tokens + per_logit_row * num_logit_rows."""
+
+    fixed: int = 0
+    per_token: int = 0
+    per_logit_row: int = 0
+
+    def at(self, tokens: int, logit_rows: int) -> int:
+        return self.fixed + self.per_token * tokens + self.per_logit_row * logit_rows
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step must move and compute.
+
+    bytes = weight_bytes + token_bytes * tokens + kv_bytes * (cached tokens read, summed over sequences)
+    flops = token_flops * tokens + kv_flops * (query tokens x cached tokens, summed over sequences)
+    """
+
+    weight_bytes: int = 0
+    token_bytes: int = 0
+    token_flops: int = 0
+    kv_bytes: int = 0
+    kv_flops: int = 0
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight of the call: `pack` turns the values of `nodes` (constant graph nodes) into the kernel's bytes.
+
+    `key` names format and layout version: with the values of the nodes it identifies the bytes.
+    """
+
+    nodes: tuple[Node, ...]
+    pack: Callable[..., np.ndarray]  # (*tensors) -> 1-D uint8
+    key: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of one compiled function. Inputs and outputs are in the order the C++ side reads them.
+
+    source: C++ that includes the plugin's headers and defines `extern "C" void <symbol>(const slipway::Call&)`;
+    the same symbol always has the same source.
+    """
+
+    symbol: str
+    source: str
+    inputs: tuple[Node, ...]
+    output_dtypes: tuple[torch.dtype, ...]
+    weights: tuple[PackedWeight, ...] = ()
+    shared_scratch: Size = field(default_factory=Size)
+    local_scratch: int = 0
+    cost: Cost = field(default_factory=Cost)
+
+
+class Plugin(Protocol):
+    """One op with its kernels. `ops` are the torch ops it owns, by name ("slipway::rms_norm")."""
+
+    ops: tuple[str, ...]
+
+    def supports(self, node: Node, target: Target) -> str | None:
+        """None, or the reason why this node cannot run on the target."""
+
+    def lower(self, node: Node, target: Target) -> Kernel:
+        """The call that computes the node. Only for nodes that `supports` accepts."""
