@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c .ci/constraints.txt
+
+.PHONY: demo test install benchmarks size clean
+
+demo: install            ## build the demo engine, serve it behind Triton, stream a completion
+	$(BIN)/python -m slipway.compiler.cli.demo
+
+test: install            ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+benchmarks: install      ## the machine's limits, the kernels, a whole engine
+	$(BIN)/python tests/benchmarks/bench_linear.py
+	$(BIN)/python tests/benchmarks/bench_attention.py
+	$(BIN)/python tests/benchmarks/bench_engine.py
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml .ci/constraints.txt $(wildcard runtime/native/*) plugins/include/slipway/abi.hpp
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[triton,test]'
+	touch $@
+
+size:                    ## lines of code a room
+	@for room in recipes quantization plugins passes compiler runtime tests; do \
+	  git ls-files $$room | grep -E '\.(py|hpp|cpp|j2)$$' | xargs cat | grep -cvE '^\s*$$' | sed "s/^/$$room\t/"; done
+
+clean:
+	rm -rf $(VENV) build dist
