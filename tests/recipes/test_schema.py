@@ -1,0 +1,185 @@
+"""Recipes are checked with file:line, a hint and all errors at once; no text makes anything but a UserError."""
+
+import textwrap
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from slipway.compiler.errors import UserError
+from slipway.recipes import catalog, schema
+
+GOOD = """\
+schema: 1
+model: tiny
+checkpoint: here
+target: cpu
+precision:
+  weights: int4
+  group_size: 64
+limits:
+  max_sequence_length: 128
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        (tmp_path / "r.yaml").write_text(textwrap.dedent(text))
+        return "r.yaml"
+
+    return write
+
+
+def message(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        schema.load(path, overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_resolved(write):
+    recipe = schema.load(write(GOOD))
+    assert recipe.precision.lm_head == "int8"
+    assert recipe.verify.kl == 0.05
+    assert recipe.limits.max_sequences == 32
+    assert str(recipe.checkpoint_dir) == "here"
+    assert recipe.resolved()["schema"] == 1 and recipe.resolved()["cpu"] == {"isa": "auto", "threads": "auto"}
+
+
+def test_a_resolved_recipe_is_a_recipe_that_resolves_to_itself(write):
+    resolved = schema.load(write(GOOD)).resolved()
+    assert schema.Recipe.model_validate(resolved).resolved() == resolved
+
+
+def test_recipes_are_frozen(write):
+    with pytest.raises(ValueError, match="frozen"):
+        schema.load(write(GOOD)).target = "gpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "r.yaml:1: empty file; expected a mapping that starts with schema: 1"),
+        ("# nothing\n", "r.yaml:1: empty file; expected a mapping that starts with schema: 1"),
+        ("- a", "r.yaml:1: a list; expected a mapping that starts with schema: 1"),
+        ("schema: 1\n\ttarget: cpu", "r.yaml:2: a tab; expected spaces\nhint: YAML is indented with spaces"),
+        ("a: b: c", "r.yaml:1: not YAML: mapping values are not allowed here"),
+        ("a: 1\nb: 2\na: 3", "r.yaml:3: a: given twice, first at r.yaml:1\nhint: remove one of them"),
+        ("a: &x 1\nb: *x", "r.yaml:2: b: an alias; expected the value itself"),
+        ("a: &x [*x]", "r.yaml:1: a.0: an alias; expected the value itself"),
+        ("? [a]\n: b", "r.yaml:1: a key that is not a word; expected key: value"),
+        (GOOD.replace("64", "96"), "r.yaml:7: precision.group_size: int4 weights need 32, 64 or 128, got 96\nhint: group_size: 64"),
+        (GOOD.replace("int4", "int8"),
+         "r.yaml:7: precision.group_size: only int4 weights have groups\nhint: remove it, or --set the key to null"),
+        (GOOD.replace("int4", "in8"), "r.yaml:6: precision.weights: 'in8'; expected bf16, int8 or int4\nhint: did you mean 'int8'?"),
+        (GOOD.replace("cpu", "sm90"),
+         "r.yaml:4: target: sm90 is planned and not part of this version; expected cpu\nhint: target: cpu"),
+        (GOOD.replace("128", '"128"'), "r.yaml:9: limits.max_sequence_length: '128'; expected a whole number from 1"),
+        (GOOD.replace("128", "true"), "r.yaml:9: limits.max_sequence_length: true; expected a whole number from 1"),
+        (GOOD + "  max_batch_tokens: 8\n",
+         "r.yaml:8: limits.max_sequences: 32 sequences decode 32 tokens a step, more than max_batch_tokens; expected at most 8"),
+        (GOOD + "  kv_cache_tokens: 100\n",
+         "r.yaml:10: limits.kv_cache_tokens: 100 tokens do not hold one sequence of max_sequence_length; expected at least 128"),
+        (GOOD + "cpu: amx\n", "r.yaml:10: cpu: 'amx'; expected a mapping of isa, threads"),
+        (GOOD + "cpu:\n", "r.yaml:10: cpu: nothing; expected a mapping of isa, threads"),
+        (GOOD + "verify: {kl: .nan}\n", "r.yaml:10: verify.kl: nan; expected a number over 0"),
+        (GOOD + "runtime: {determinstic: true}\n",
+         "r.yaml:10: runtime.determinstic: unknown key; expected deterministic\nhint: did you mean 'deterministic'?"),
+    ],
+)  # fmt: skip
+def test_one_error(write, text, expected):
+    assert message(write(text)) == expected
+
+
+def test_errors_are_reported_together_in_the_order_of_the_file(write, golden):
+    path = write("""\
+        schema: 1
+        modl: x
+        target: cpu
+        precision:
+          weights: int3
+          wieghts: int4
+          overrides:
+            - {match: "*", weights: int4, group_size: 96}
+            - match: a
+        limits: {max_sequence_length: -1, max_batch_tokens: lots, max_sequences: 1.5, kv_cache_tokens: all}
+        sampling: {top_p: 2}
+        verify: {when: often}
+        """)
+    golden("recipes/many_errors.txt", message(path) + "\n")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    assert message(tmp_path).endswith("Is a directory; expected a recipe, a YAML file")
+    assert "No such file" in message(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9")
+    assert "byte 7 is not UTF-8" in message(tmp_path / "latin.yaml")
+
+
+def test_overrides_replace_values_and_are_the_place_of_their_errors(write):
+    path = write(GOOD)
+    recipe = schema.load(path, ["limits.max_sequences=4", "cpu={isa: amx, threads: 2}", "precision.group_size=null"])
+    assert (recipe.limits.max_sequences, recipe.cpu.isa, recipe.cpu.threads, recipe.precision.group_size) == (4, "amx", 2, 64)
+    assert message(path, "precision.group_size=96").startswith("--set precision.group_size=96: precision.group_size: int4 weights")
+    assert message(path, "limit.max_sequences=4").startswith("--set limit.max_sequences=4: limit: unknown key")
+    assert message(path, "limits") == "--set limits: not an assignment; expected key=value\nhint: --set limits.max_sequences=8"
+    assert message(path, "model.size=2") == "--set model.size=2: model is 'tiny'; expected a mapping"
+    assert message(path, "cpu=[").startswith("--set cpu=[: not YAML")
+
+
+def test_overrides_reach_list_items(write):
+    path = write(GOOD + "sampling: {top_k: 5}\n")
+    items = "precision.overrides=[{match: 'a.*', weights: bf16}]"
+    assert schema.load(path, [items, "precision.overrides.0.weights=int8"]).precision.overrides[0].weights == "int8"
+    place = "--set precision.overrides.3.weights=int8"
+    assert message(path, items, place[6:]) == f"{place}: precision.overrides: no item 3; expected 0 to 0"
+
+
+def test_precision_of_a_linear(write):
+    items = "precision.overrides=[{match: '*.down_proj', weights: int4, group_size: 32}, {match: '*.0.*', weights: bf16}]"
+    precision = schema.load(write(GOOD), [items, "precision.zero_point=true"]).precision
+    assert precision.of("model.layers.0.mlp.down_proj") == ("int4", 32, False)
+    assert precision.of("model.layers.0.mlp.up_proj") == ("bf16", None, False)
+    assert precision.of("model.layers.1.mlp.up_proj") == ("int4", 64, True)
+    assert precision.of("lm_head") == ("int8", None, False)
+
+
+def test_the_loosest_format_sets_the_accuracy(write):
+    path = write(GOOD.replace("  group_size: 64\n", "").replace("int4", "bf16"))
+    assert schema.load(path).verify.kl == 0.002
+    assert schema.load(path, ["precision.lm_head=int8"]).verify.kl == 0.005
+    assert schema.load(path, ["verify.kl=0.01"]).verify.kl == 0.01
+
+
+def test_errors_of_later_stages_name_the_line(write):
+    recipe = schema.load(write(GOOD), ["limits.max_sequences=2"])
+    error = recipe.error(("limits", "max_sequence_length"), "128, but the model ends at 64")
+    assert str(error) == "r.yaml:9: limits.max_sequence_length: 128, but the model ends at 64"
+    assert str(recipe.error(("limits", "max_sequences"), "x")).startswith("--set limits.max_sequences=2: ")
+
+
+KEYS = st.sampled_from(["schema", "model", "target", "precision", "weights", "group_size", "limits", "overrides", "cpu", "x"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["int4", "cpu", "auto"])
+TREES = st.recursive(SCALARS, lambda t: st.lists(t, max_size=3) | st.dictionaries(KEYS, t, max_size=4), max_leaves=12)
+YAML_TEXT = st.lists(st.sampled_from([*"-?:,[]{}#&*!|>'\"%@` \t\n", "a", "1", "0x", "~", "\n  ", "- ", ": ", "!!int", "...", "\x00"]))
+
+
+def loads_or_user_error(path, overrides=()):
+    try:
+        schema.load(path, overrides)
+    except UserError as error:
+        assert str(error) and "Traceback" not in str(error)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text() | YAML_TEXT.map("".join) | TREES.map(repr))
+def test_any_text_is_a_recipe_or_a_user_error(tmp_path, text):
+    (tmp_path / "r.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    loads_or_user_error(tmp_path / "r.yaml")
+
+
+@settings(max_examples=200, deadline=None)
+@given(key=st.lists(KEYS | st.integers(0, 3).map(str), min_size=1, max_size=4).map(".".join), value=TREES.map(repr) | st.text())
+def test_any_override_is_a_recipe_or_a_user_error(key, value):
+    loads_or_user_error(catalog.find("demo-llama/cpu-int4"), [f"{key}={value}"])
