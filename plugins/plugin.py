@@ -67,6 +67,8 @@ class Kernel:
     weights: tuple[PackedWeight, ...] = ()
     shared_scratch: Size = field(default_factory=Size)
     local_scratch: int = 0
+    kv_layer: int | None = None  # the layer whose KV blocks the call reads and writes
+    kv_block_bytes: int = 0  # of one block of that layer
     cost: Cost = field(default_factory=Cost)
 
 

@@ -73,6 +73,10 @@ struct alignas(64) Ticket {
 };
 inline constexpr int tickets_per_call = 2;
 
+struct Range {
+  int64_t begin, end;
+};
+
 struct Call {
   const Batch* batch;
   int32_t rows;                    // rows of this step's outputs: num_tokens, or num_logit_rows after the gather
@@ -86,6 +90,11 @@ struct Call {
   std::byte* shared;               // scratch of the team, 64-byte aligned
   std::byte* local;                // scratch of this thread, 64-byte aligned
   void sync() const { barrier->wait(static_cast<uint32_t>(size)); }
+  // This thread's part of [0, total), for work of even cost; thread 0 has the first.
+  Range share(int64_t total) const {
+    const int64_t part = (total + size - 1) / size, begin = part * rank;
+    return {begin < total ? begin : total, begin + part < total ? begin + part : total};
+  }
 };
 
 using Kernel = void (*)(const Call&);  // exported with C linkage under the name the plan's step gives

@@ -1,0 +1,56 @@
+"""slipway::embedding: one table row for each token."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.plugin import Cost, Kernel, PackedWeight
+from slipway.plugins.rendering import CPP_TYPES, render, symbol
+
+
+@torch.library.custom_op("slipway::embedding", mutates_args=())
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """ids[T], weight[V, H] -> [T, H]."""
+    return weight[ids.long()]
+
+
+@embedding.register_fake
+def _(ids: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty(ids.shape[0], weight.shape[1])
+
+
+def pack_table(table: Tensor) -> np.ndarray:
+    """Row-major bfloat16 [V, H]."""
+    return table.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().reshape(-1)
+
+
+class EmbeddingPlugin:
+    """The runtime has checked that every id is a row of the table."""
+
+    ops = ("slipway::embedding",)
+
+    def supports(self, node: Node, target: Target) -> str | None:
+        if target.kind != "cpu":
+            return f"no kernel for {target}"
+        return None
+
+    def lower(self, node: Node, target: Target) -> Kernel:
+        table = node.args[1]
+        columns = table.meta["val"].shape[1]
+        dtype = node.meta["storage"]
+        name = symbol("embedding", columns, dtype)
+        return Kernel(
+            symbol=name,
+            source=render(__file__, symbol=name, columns=columns, Out=CPP_TYPES[dtype]),
+            inputs=(),
+            output_dtypes=(dtype,),
+            weights=(PackedWeight((table,), pack_table, "rows_bf16"),),
+            cost=Cost(token_bytes=columns * (2 + dtype.itemsize)),
+        )
+
+
+PLUGIN = EmbeddingPlugin()

@@ -1,0 +1,165 @@
+// Many rows on AMX: a block of packed rows stays in L2 while panels pass; sums between k blocks live in float32 or int32.
+#pragma once
+#include <array>
+
+#include "linear/host/amx.hpp"
+
+#if defined(__AMX_TILE__)
+namespace slipway::linear {
+
+// B tiles of a panel as they lie in the weights.
+template <class P>
+struct StoredPanels {
+  static constexpr int64_t step_bytes = 2048;
+  explicit StoredPanels(std::byte*) {}
+  const std::byte* tiles(const Call& call, int64_t panel, int64_t step, int64_t) const {
+    return P::panel(call, panel) + step * step_bytes;
+  }
+};
+
+// One k block of an int4 panel, decoded to bf16 B tiles in this thread's scratch.
+template <class P>
+struct DecodedPanels {
+  using Weights = typename P::Weights;
+  static constexpr int64_t step_bytes = Weights::block_bytes * 32 / Weights::block_k;
+  static constexpr int steps_per_block = Weights::block_k / 32;
+  std::byte* buffer;
+  explicit DecodedPanels(std::byte* scratch) : buffer(scratch) {}
+
+  // step and steps: whole groups, except that the last group may reach beyond.
+  const std::byte* tiles(const Call& call, int64_t panel, int64_t step, int64_t steps) const {
+    const std::byte* block = P::panel(call, panel) + step / steps_per_block * Weights::block_bytes;
+    for (int64_t done = 0; done < steps; done += steps_per_block, block += Weights::block_bytes) decode(block, buffer + done * 2048);
+    asm volatile("" ::: "memory");
+    return buffer;
+  }
+
+  static void decode(const std::byte* block, std::byte* to) {
+    const GroupHeader<Weights> header(block);
+    for (int tile = 0; tile < 2; ++tile) {
+      const f32x16 scale = header.scale[tile];
+      const f32x16 zero = Weights::has_zeros ? to_float(header.zero[tile]) : f32x16::splat(Weights::zero);
+      const f32x16 shift = f32x16::splat(0) - zero * scale;
+      for (int quad = 0; quad < Weights::block_k / 4; ++quad) {
+        const __m512i codes = _mm512_load_si512(block + Weights::header_bytes + quad * 64);
+        const __m512i nibbles = tile ? _mm512_srli_epi32(codes, 4) : codes;
+        std::byte* row = to + quad / 8 * 2048 + tile * 1024 + quad % 8 * 128;
+        _mm512_store_si512(row, pair<0>(nibbles, scale, shift));
+        _mm512_store_si512(row + 64, pair<16>(nibbles, scale, shift));
+      }
+    }
+  }
+
+  // Two neighbouring inputs of 16 columns, the nibbles at bits `bit` and bit + 8 of each lane, as pairs of bf16.
+  template <int bit>
+  static __m512i pair(__m512i nibbles, f32x16 scale, f32x16 shift) {
+    const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const auto weight = [&](int at) {
+      const f32x16 code{_mm512_permutexvar_ps(_mm512_srli_epi32(nibbles, at), values)};
+      return fma(code, scale, shift);
+    };
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(weight(bit + 8).v, weight(bit).v));
+    alignas(64) static constexpr auto order = [] {
+      std::array<uint16_t, 32> index{};
+      for (uint16_t i = 0; i < 32; ++i) index[i] = static_cast<uint16_t>(i / 2 + i % 2 * 16);
+      return index;
+    }();
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), halves);
+  }
+};
+
+template <class P, class Rows, class Panels, Blocking blocking>
+class BlockedLinear {
+  using TileWeights = std::conditional_t<std::is_same_v<Rows, Bf16Rows<P>>, Bf16, typename P::Weights>;
+  static constexpr int64_t inner_steps = 8;  // B tiles of so many k steps stay in L1 while row tiles pass
+  static constexpr int64_t sums_panel_bytes = blocking.row_tiles * sums_tile_bytes;
+
+ public:
+  static constexpr int64_t scratch_bytes =
+      blocking.panels * sums_panel_bytes + (std::is_same_v<Panels, DecodedPanels<P>> ? blocking.k_steps * 2048 + 8192 : 0);
+
+  static void run(const Call& call, std::byte* scratch, const float* bias) {
+    BlockedLinear{call, scratch, bias}.run();
+  }
+
+ private:
+  BlockedLinear(const Call& call, std::byte* scratch, const float* bias)
+      : call_(call), sums_(scratch), panels_(scratch + blocking.panels * sums_panel_bytes), output_{call.outputs[0], bias},
+        rows_((configure_tiles(), pack_rows<P, Rows>(call))) {}
+
+  void run() {
+    constexpr int64_t panel_groups = ceil_div(P::panels, blocking.panels);
+    const int64_t tiles = ceil_div(call_.rows, 16 / Rows::planes), row_blocks = ceil_div(tiles, blocking.row_tiles);
+    const int64_t block_tiles = round_up(ceil_div(tiles, row_blocks), 2);
+    for (int64_t task; (task = call_.tickets[0].claim(1)) < row_blocks * panel_groups;) {
+      const int64_t tile = task / panel_groups * block_tiles, panel = task % panel_groups * blocking.panels;
+      if (tile < tiles)
+        multiply(tile, std::min(block_tiles, tiles - tile), panel, std::min<int64_t>(blocking.panels, P::panels - panel));
+    }
+  }
+
+  // Rows of A tiles [tile, tile + tiles) times panels [first, first + count).
+  void multiply(int64_t tile, int64_t tiles, int64_t first, int64_t count) {
+    for (int64_t step = 0; step < Rows::k_steps; step += blocking.k_steps) {
+      const int64_t steps = std::min<int64_t>(blocking.k_steps, Rows::k_steps - step);
+      for (int64_t panel = first; panel < first + count; ++panel) {
+        const std::byte* b = panels_.tiles(call_, panel, step, steps);
+        const std::byte* following = P::panel(call_, std::min<int64_t>(panel + 1, P::panels - 1)) + step * Panels::step_bytes;
+        multiply(tile, tiles, panel, step, steps, b, following, sums_ + (panel - first) * sums_panel_bytes);
+      }
+    }
+  }
+
+  void multiply(int64_t tile, int64_t tiles, int64_t panel, int64_t step, int64_t steps, const std::byte* b, const std::byte* following,
+                std::byte* sums) {
+    const int64_t calls = ceil_div(steps, inner_steps) * ceil_div(tiles, 2);
+    const int64_t share = round_up(ceil_div(steps * Panels::step_bytes, calls), 64);  // of the next panel, to ask for beside each
+    for (int64_t inner = 0; inner < steps; inner += inner_steps) {
+      const int64_t some = std::min(inner_steps, steps - inner);
+      const bool begins = step + inner == 0, ends = step + inner + some == Rows::k_steps;
+      for (int64_t t = 0; t < tiles; t += 2, following += share) {
+        for (int64_t i = 0; i < share; i += 64) _mm_prefetch(following + i, _MM_HINT_T1);
+        const std::byte* a = rows_.tiles + (tile + t) * Rows::tile_row_bytes + (step + inner) * 1024;
+        std::byte* c = sums + t * sums_tile_bytes;
+        if (t + 1 < tiles) {
+          multiply_inner<2>(a, b + inner * 2048, some, c, begins);
+        } else {
+          multiply_inner<1>(a, b + inner * 2048, some, c, begins);
+        }
+        if (ends)
+          for (int64_t u = t; u < std::min(t + 2, tiles); ++u) finish(tile + u, sums + u * sums_tile_bytes, panel);
+      }
+    }
+  }
+
+  template <int row_tiles>
+  static void multiply_inner(const std::byte* a, const std::byte* b, int64_t steps, std::byte* c, bool begins) {
+    if (begins) {
+      clear_sums<row_tiles>();
+    } else {
+      load_sums<row_tiles>(c);
+    }
+    for (int64_t step = 0; step < steps; ++step)
+      multiply_step<TileWeights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048);
+    store_sums<row_tiles>(c);
+  }
+
+  void finish(int64_t tile, const std::byte* sums, int64_t panel) const {
+    if constexpr (Rows::planes == 2) {
+      finish_tile<P>(call_, rows_, tile, sums, panel, output_);
+    } else {
+      const float* values = reinterpret_cast<const float*>(sums);
+      for (int64_t row = tile * 16; row < std::min<int64_t>(tile * 16 + 16, call_.rows); ++row, values += 32)
+        output_(row, panel, load(values), load(values + 16));
+    }
+  }
+
+  const Call& call_;
+  std::byte* sums_;
+  const Panels panels_;
+  const Output<P> output_;
+  const Rows rows_;
+};
+
+}  // namespace slipway::linear
+#endif

@@ -1,0 +1,100 @@
+// Weights decoded to float32 and multiplied with fused multiply-adds: every format on AVX2, bf16 on AVX-512.
+#pragma once
+#include "linear/host/rows.hpp"
+
+namespace slipway::linear {
+
+// Calls use(k, column tile, weights of 16 columns) for every input k of a block; weights as float32, unscaled for int8.
+template <class Use>
+void decode_block(Bf16, const std::byte* block, Use use) {
+  for (int tile = 0; tile < 2; ++tile)
+    for (int pair = 0; pair < 16; ++pair) {
+      const auto [even, odd] = load_pairs(block + tile * 1024 + pair * 64);
+      use(2 * pair, tile, even);
+      use(2 * pair + 1, tile, odd);
+    }
+}
+
+#if !defined(__AVX512F__)
+// Bits [shift, shift + bits) of each 32-bit lane of 64 bytes.
+template <int bits>
+f32x16 bit_field(const std::byte* at, int shift) {
+  f32x16 out;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i word = _mm256_srl_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at) + i), _mm_cvtsi32_si128(shift));
+    out.v[i] = _mm256_cvtepi32_ps(_mm256_and_si256(word, _mm256_set1_epi32((1 << bits) - 1)));
+  }
+  return out;
+}
+
+template <class Use>
+void decode_block(Int8, const std::byte* block, Use use) {
+  for (int tile = 0; tile < 2; ++tile)
+    for (int k = 0; k < 64; ++k)
+      use(k, tile, bit_field<8>(block + tile * 1024 + k / 4 * 64, k % 4 * 8) - f32x16::splat(Int8::zero));
+}
+
+inline f32x16 load_half(const std::byte* at) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(at);
+  return {{_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))}};
+}
+
+inline f32x16 load_bytes(const std::byte* at) {
+  const auto eight = [](const std::byte* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  };
+  return {{eight(at), eight(at + 8)}};
+}
+
+template <int group, bool zero_point, class Use>
+void decode_block(Int4<group, zero_point>, const std::byte* block, Use use) {
+  for (int tile = 0; tile < 2; ++tile) {
+    const f32x16 scale = load_half(block + tile * 32);
+    const f32x16 zero = zero_point ? load_bytes(block + 64 + tile * 16) : f32x16::splat(8);
+    for (int k = 0; k < group; ++k) {
+      const std::byte* quads = block + Int4<group, zero_point>::header_bytes + k / 4 * 64;
+      use(k, tile, (bit_field<4>(quads, k % 4 * 8 + tile * 4) - zero) * scale);
+    }
+  }
+}
+#endif
+
+// `count` rows from `row` on against one panel.
+template <class P, int count>
+void multiply_rows(const FloatRows<P>& rows, int64_t row, const std::byte* panel, const Ahead& ahead, const f32x16 (&scale)[2],
+                   int64_t index, const Output<P>& output) {
+  using Weights = typename P::Weights;
+  f32x16 sums[count][2];
+  for (auto& sum : sums) sum[0] = sum[1] = f32x16::splat(0);
+  for (int b = 0; b < P::blocks; ++b) {
+    ahead.at(int64_t{b} * Weights::block_bytes, Weights::block_bytes);
+    decode_block(Weights{}, panel + int64_t{b} * Weights::block_bytes, [&](int k, int tile, f32x16 weights) {
+      for (int r = 0; r < count; ++r)
+        sums[r][tile] = fma(f32x16::splat(rows.row(row + r)[b * Weights::block_k + k]), weights, sums[r][tile]);
+    });
+  }
+  for (int r = 0; r < count; ++r) output(row + r, index, sums[r][0] * scale[0], sums[r][1] * scale[1]);
+}
+
+template <class P>
+void run_fma(const Call& call, const float* bias) {
+  constexpr int at_once = 4;
+  PanelStream<P> stream(call);
+  prefetch(P::panel(call, stream.first()), Ahead::distance);
+  const FloatRows<P> rows = pack_rows<P, FloatRows<P>>(call);
+  const Output<P> output{call.outputs[0], bias};
+  stream.each([&](int64_t index, int64_t following) {
+    const std::byte* panel = P::panel(call, index);
+    const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
+    f32x16 scale[2] = {f32x16::splat(1), f32x16::splat(1)};
+    if constexpr (std::is_same_v<typename P::Weights, Int8>) {
+      const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;
+      scale[0] = load(scales), scale[1] = load(scales + 16);
+    }
+    int64_t row = 0;
+    for (; row + at_once <= call.rows; row += at_once) multiply_rows<P, at_once>(rows, row, panel, ahead, scale, index, output);
+    for (; row < call.rows; ++row) multiply_rows<P, 1>(rows, row, panel, ahead, scale, index, output);
+  });
+}
+
+}  // namespace slipway::linear

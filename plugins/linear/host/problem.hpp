@@ -1,0 +1,117 @@
+// What a linear kernel is compiled for: weight format, shape, types. Layouts: ARCHITECTURE.md, "Host kernels: layouts".
+#pragma once
+#include "slipway/abi.hpp"
+#include "slipway/activations.hpp"
+
+namespace slipway::linear {
+
+// A panel is a row of blocks; a block holds 32 columns x block_k inputs.
+struct Bf16 {
+  static constexpr bool integer = false, grouped = false;
+  static constexpr int block_k = 32, header_bytes = 0, block_bytes = 2048;
+};
+struct Int8 {
+  static constexpr bool integer = true, grouped = false;
+  static constexpr int block_k = 64, header_bytes = 0, block_bytes = 2048, zero = 128;
+};
+template <int group, bool zero_point>
+struct Int4 {
+  static constexpr bool integer = true, grouped = true, has_zeros = zero_point;
+  static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16, zero = 8;
+};
+
+struct None {};  // no activation: the linear is not gated
+
+// How the many-row kernel cuts its work, in units of A tile rows (16 rows) and k steps (64 bytes of a row).
+struct Blocking {
+  int row_tiles, k_steps, panels;
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+template <class Weights_, int outputs_, int inputs_, class In_, class Out_, class Activation_>
+struct Problem {
+  using Weights = Weights_;
+  using In = In_;
+  using Out = Out_;
+  using Activation = Activation_;
+  static constexpr bool gated = !std::is_same_v<Activation, None>;
+  static constexpr int outputs = outputs_, inputs = inputs_;
+  static constexpr int panel_outputs = gated ? 16 : 32;
+  static constexpr int panels = ceil_div(outputs, panel_outputs);
+  static constexpr int blocks = ceil_div(inputs, Weights::block_k);
+  static constexpr int64_t panel_bytes = int64_t{blocks} * Weights::block_bytes;
+
+  static const std::byte* panel(const Call& call, int64_t index) { return call.weights[0] + index * panel_bytes; }
+  static const float* bias(const Call& call, bool biased) {
+    return biased ? reinterpret_cast<const float*>(call.weights[1]) : nullptr;
+  }
+};
+
+// Takes the 32 sums of a row and a panel to the row's outputs.
+template <class P>
+struct Output {
+  const Operand& to;
+  const float* bias;  // [panels * 32], or null
+
+  void operator()(int64_t row, int64_t panel, f32x16 first, f32x16 second) const {
+    if (bias) {
+      first = first + load(bias + panel * 32);
+      second = second + load(bias + panel * 32 + 16);
+    }
+    const int column = static_cast<int>(panel) * P::panel_outputs;
+    typename P::Out* at = to.row<typename P::Out>(row) + column;
+    if constexpr (P::gated) {
+      put(at, typename P::Activation{}(first) * second, P::outputs - column);
+    } else {
+      put(at, first, P::outputs - column);
+      if (P::outputs - column > 16) put(at + 16, second, P::outputs - column - 16);
+    }
+  }
+
+  static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
+};
+
+// Panels in stream order. A thread claims its next chunk before it begins one, so that it can prefetch across the seam.
+template <int64_t total, int64_t chunk>
+class Stream {
+ public:
+  explicit Stream(const Call& call) : ticket_(call.tickets[0]), next_(ticket_.claim(chunk)) {}
+
+  int64_t first() const { return std::min(next_, total - 1); }
+
+  // body(item, following): `following` is the item that this thread reads afterwards.
+  template <class Body>
+  void each(Body body) {
+    while (next_ < total) {
+      const int64_t begin = next_, end = std::min(begin + chunk, total);
+      next_ = ticket_.claim(chunk);
+      for (int64_t item = begin; item < end; ++item) body(item, item + 1 < end ? item + 1 : first());
+    }
+  }
+
+ private:
+  Ticket& ticket_;
+  int64_t next_;
+};
+
+template <class P>
+using PanelStream = Stream<P::panels, std::clamp<int64_t>(65536 / P::panel_bytes, 1, std::max(1, P::panels / 32))>;
+
+inline void prefetch(const std::byte* at, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+}
+
+// The memory that a front-to-back reader of one panel, then of another, should ask for now.
+struct Ahead {
+  static constexpr int64_t distance = 4096;
+  const std::byte *panel, *following;
+  int64_t bytes;
+  void at(int64_t offset, int64_t count) const {
+    const int64_t target = offset + distance;
+    prefetch(target < bytes ? panel + target : following + (target - bytes), count);
+  }
+};
+
+}  // namespace slipway::linear

@@ -1,0 +1,127 @@
+// Activations as the kernels read them: float32 rows, bf16 tiles, or tiles of 16-bit fixed point in two int8 planes.
+#pragma once
+#include "linear/host/problem.hpp"
+
+namespace slipway::linear {
+
+inline constexpr int private_rows = 4;  // up to here every thread packs the rows for itself: cheaper than meeting
+
+// `width` inputs from k on as sixteen-lane vectors; zeros beyond `inputs`.
+template <int inputs, class In>
+f32x16 input(const In* row, int k) {
+  if (k + lanes <= inputs) return load(row + k);
+  if (k >= inputs) return f32x16::splat(0);
+  return load(row + k, inputs - k);
+}
+
+// [rows][width] float32, width = inputs rounded up to whole blocks, zeros at the end.
+template <class P>
+struct FloatRows {
+  static constexpr int64_t width = round_up(int64_t{P::blocks} * P::Weights::block_k, lanes);
+  static constexpr int64_t row_bytes = 4 * width;
+  static constexpr int row_multiple = 1;
+  float* values;
+
+  FloatRows(std::byte* scratch, int64_t) : values(reinterpret_cast<float*>(scratch)) {}
+  const float* row(int64_t r) const { return values + r * width; }
+  void pack(int64_t r, const typename P::In* from) const {
+    for (int k = 0; k < width; k += lanes) store(values + r * width + k, input<P::inputs>(from, k));
+  }
+};
+
+// [rows / 16][k_steps][16][32] bf16: AMX A tiles.
+template <class P>
+struct Bf16Rows {
+  static constexpr int planes = 1, row_multiple = 16;
+  static constexpr int64_t k_steps = ceil_div(P::inputs, 32), row_bytes = 64 * k_steps, tile_row_bytes = 1024 * k_steps;
+  std::byte* tiles;
+
+  Bf16Rows(std::byte* scratch, int64_t) : tiles(scratch) {}
+  void pack(int64_t r, const typename P::In* from) const {
+    std::byte* at = tiles + r / 16 * tile_row_bytes + r % 16 * 64;
+    for (int k = 0; k < k_steps * 32; k += 32, at += 1024) {
+      store(reinterpret_cast<bf16*>(at), input<P::inputs>(from, k));
+      store(reinterpret_cast<bf16*>(at + 32), input<P::inputs>(from, k + 16));
+    }
+  }
+};
+
+#if defined(__AVX512F__)
+// x = scale * (256 * high + low): [rows / 8][k_steps][8 x {high[64], low[64]}] int8, AMX A tiles of 8 rows. Beside them
+// each row's scale and the sums that zero points are multiplied with: int8: of the high and of the low plane, int4: of
+// 256 * high + low over each group.
+template <class P>
+struct FixedRows {
+  using Weights = typename P::Weights;
+  static constexpr int planes = 2, row_multiple = 16;
+  static constexpr int64_t k_steps = ceil_div(int64_t{P::blocks} * Weights::block_k, 64);
+  static constexpr int64_t sum_count = Weights::grouped ? P::blocks : 2;
+  static constexpr int64_t row_bytes = 128 * k_steps + 4 + 4 * sum_count, tile_row_bytes = 1024 * k_steps;
+  std::byte* tiles;
+  float* scales;   // [padded]
+  int32_t* sums;   // [sum_count][padded]
+  int64_t padded;
+
+  FixedRows(std::byte* scratch, int64_t rows)
+      : tiles(scratch), scales(reinterpret_cast<float*>(scratch + rows * 128 * k_steps)),
+        sums(reinterpret_cast<int32_t*>(scales + rows)), padded(rows) {}
+
+  const std::byte* planes_of(int64_t r) const { return tiles + r / 8 * tile_row_bytes + r % 8 * 128; }
+
+  void pack(int64_t r, const typename P::In* from) const {
+    const float largest = absolute_maximum(from);
+    scales[r] = largest / 32639;
+    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 32639 / largest : 0);
+    std::byte* at = tiles + r / 8 * tile_row_bytes + r % 8 * 128;
+    __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+    for (int k = 0; k < k_steps * 64; k += lanes) {
+      const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(input<P::inputs>(from, k).v, inverse));
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+      const __m512i low = _mm512_sub_epi32(value, _mm512_slli_epi32(high, 8));
+      std::byte* quads = at + k / 64 * 1024 + k % 64;
+      _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtepi32_epi8(high));
+      _mm_store_si128(reinterpret_cast<__m128i*>(quads + 64), _mm512_cvtepi32_epi8(low));
+      if constexpr (Weights::grouped) {
+        high_sum = _mm512_add_epi32(high_sum, value);
+        if ((k + lanes) % Weights::block_k == 0 && k / Weights::block_k < P::blocks) {
+          sums[k / Weights::block_k * padded + r] = _mm512_reduce_add_epi32(high_sum);
+          high_sum = _mm512_setzero_si512();
+        }
+      } else {
+        high_sum = _mm512_add_epi32(high_sum, high);
+        low_sum = _mm512_add_epi32(low_sum, low);
+      }
+    }
+    if constexpr (!Weights::grouped) {
+      sums[r] = _mm512_reduce_add_epi32(high_sum);
+      sums[padded + r] = _mm512_reduce_add_epi32(low_sum);
+    }
+  }
+
+  // As unsigned bits NaN is larger than every number: it becomes the row's scale and so reaches the outputs.
+  static float absolute_maximum(const typename P::In* from) {
+    __m512i largest = _mm512_setzero_si512();
+    for (int k = 0; k < P::inputs; k += lanes)
+      largest = _mm512_max_epu32(largest, _mm512_castps_si512(abs(input<P::inputs>(from, k)).v));
+    const uint32_t bits = _mm512_reduce_max_epu32(largest);
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+};
+#endif
+
+// The step's rows, packed: by the team into call.shared, or a few rows by every thread into call.local.
+template <class P, class Rows>
+Rows pack_rows(const Call& call) {
+  const bool alone = call.rows <= private_rows || call.size == 1;
+  const bool is_private = call.rows <= private_rows;
+  const Rows rows(is_private ? call.local : call.shared, round_up(call.rows, Rows::row_multiple));
+  const Range mine = is_private ? Range{0, call.rows} : call.share(call.rows);
+  for (int64_t r = mine.begin; r < mine.end; ++r) rows.pack(r, call.inputs[0].row<typename P::In>(r));
+  if (!alone) call.sync();
+  asm volatile("" ::: "memory");  // gcc 12 does not know that a tile load reads memory
+  return rows;
+}
+
+}  // namespace slipway::linear

@@ -1,0 +1,151 @@
+"""aten::linear and slipway::gated_linear: activations times a weight of any format, on the host."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.gated_activation.plugin import ACTIVATIONS
+from slipway.plugins.linear import pack
+from slipway.plugins.plugin import Cost, Kernel, PackedWeight, Size
+from slipway.plugins.rendering import CPP_TYPES, render, symbol
+from slipway.quantization.formats import BF16, FORMATS, WeightFormat
+
+MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32
+ROW_BLOCK_BYTES = 1_150_000  # of packed rows that share a core's L2 with the panels that pass
+
+
+@torch.library.custom_op("slipway::gated_linear", mutates_args=())
+def gated_linear(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """x[T, K], gate[N, K], up[N, K] -> act(x gateᵀ) * (x upᵀ)."""
+    linear = torch.nn.functional.linear
+    return ACTIVATIONS[activation](linear(x, gate)) * linear(x, up)
+
+
+@gated_linear.register_fake
+def _(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return x.new_empty(x.shape[0], gate.shape[0])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Shapes and scratch of one linear on one target. Mirrors plugins/linear/host: static_asserts there hold them together."""
+
+    outputs: int
+    inputs: int
+    fmt: WeightFormat
+    gated: bool
+    target: Target
+
+    @property
+    def row_bytes(self) -> int:
+        """One packed row of activations."""
+        columns = -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
+        if self.target.isa == "amx" and self.fmt == BF16:
+            return 2 * columns
+        if self.fmt == BF16 or not self.target.has_avx512:
+            return 4 * columns
+        return 128 * -(-columns // 64) + 4 + 4 * (self.fmt.groups(columns) if self.fmt.group_size else 2)
+
+    @property
+    def blocking(self) -> tuple[int, int, int]:
+        """linear::Blocking of the many-row kernel: row tiles, k steps, panels."""
+        steps = -(-self.inputs // (64 if self.fmt.bits == 8 else 32))
+        k_steps = steps if steps <= 64 else 32
+        row_tiles = max(2, min(64, ROW_BLOCK_BYTES // (1024 * k_steps)) // 2 * 2)
+        panels = pack.num_panels(self.outputs, self.gated)
+        return row_tiles, k_steps, max(1, min(8, panels // 8)) if k_steps < steps else 1
+
+    @property
+    def private_bytes(self) -> int:
+        return 16 * self.row_bytes
+
+    @property
+    def local_bytes(self) -> int:
+        if self.target.isa != "amx":
+            return self.private_bytes
+        row_tiles, k_steps, panels = self.blocking
+        return self.private_bytes + row_tiles * panels * 2048 + k_steps * 2048 + 8192
+
+
+class LinearPlugin:
+    """Inputs and outputs are stored as bfloat16 or float32; sums are float32 or exact integers."""
+
+    ops = ("aten::linear", "slipway::gated_linear")
+
+    def supports(self, node: Node, target: Target) -> str | None:
+        if target.kind != "cpu":
+            return f"no kernel for {target}"
+        x, weight = node.args[:2]
+        shape, fmt = weight.meta["val"].shape, node.meta.get("weight_format", BF16)
+        if len(shape) != 2 or x.meta["val"].ndim != 2 or not all(isinstance(extent, int) for extent in shape):
+            return f"x of shape {list(x.meta['val'].shape)} and weight of shape {list(shape)}: only [rows, K] and a constant [N, K]"
+        if fmt not in FORMATS:
+            return f"no kernel for {fmt} weights"
+        if fmt != BF16 and shape[1] > MAX_INTEGER_INPUTS:
+            return f"{shape[1]} inputs: integer sums hold {MAX_INTEGER_INPUTS}"
+        if _is_gated(node) and node.args[3] not in ACTIVATIONS:
+            return f"activation {node.args[3]!r}: only {', '.join(ACTIVATIONS)}"
+        return None
+
+    def lower(self, node: Node, target: Target) -> Kernel:
+        gated = _is_gated(node)
+        x, *weights = node.args[: 3 if gated else 2]
+        bias = None if gated or len(node.args) < 3 else node.args[2]
+        outputs, inputs = weights[0].meta["val"].shape
+        fmt, deterministic = node.meta.get("weight_format", BF16), node.meta.get("deterministic", False)
+        problem = Problem(outputs, inputs, fmt, gated, target)
+        source, dtype = x.meta["storage"], node.meta["storage"]
+        activation = node.args[3] if gated else None
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("deterministic", deterministic)) if there]
+        name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
+        return Kernel(
+            symbol=name,
+            source=render(
+                __file__,
+                symbol=name,
+                weights=_cpp_format(fmt),
+                outputs=outputs,
+                inputs=inputs,
+                In=CPP_TYPES[source],
+                Out=CPP_TYPES[dtype],
+                activation=f"act::{activation}" if gated else "linear::None",
+                biased=bias is not None,
+                deterministic=deterministic,
+                blocking=problem.blocking,
+                private_bytes=problem.private_bytes,
+                local_bytes=problem.local_bytes,
+            ),
+            inputs=(x,),
+            output_dtypes=(dtype,),
+            weights=_packed_weights(tuple(weights), bias, fmt),
+            shared_scratch=Size(32 * problem.row_bytes, problem.row_bytes, problem.row_bytes),
+            local_scratch=problem.local_bytes,
+            cost=Cost(
+                weight_bytes=pack.packed_bytes(outputs, inputs, fmt, gated) + (0 if bias is None else 4 * outputs),
+                token_bytes=inputs * source.itemsize + outputs * dtype.itemsize,
+                token_flops=2 * len(weights) * outputs * inputs,
+            ),
+        )
+
+
+def _is_gated(node: Node) -> bool:
+    return node.target is torch.ops.slipway.gated_linear.default
+
+
+def _cpp_format(fmt: WeightFormat) -> str:
+    return f"Int4<{fmt.group_size}, {str(fmt.zero_point).lower()}>" if fmt.group_size else fmt.name.capitalize()
+
+
+def _packed_weights(weights: tuple[Node, ...], bias: Node | None, fmt: WeightFormat) -> tuple[PackedWeight, ...]:
+    layout = f"{'gated_' * (len(weights) == 2)}linear_{fmt}"
+    panels = PackedWeight(weights, functools.partial(pack.pack_linear, fmt=fmt), layout)
+    return (panels,) if bias is None else (panels, PackedWeight((bias,), pack.pack_bias, "linear_bias"))
+
+
+PLUGIN = LinearPlugin()

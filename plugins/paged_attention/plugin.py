@@ -1,0 +1,131 @@
+"""slipway::paged_attention on a CPU: norm, rotation, KV write and attention over the paged cache in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.paged_attention import meaning
+from slipway.plugins.plugin import Cost, Kernel, PackedWeight, Size
+from slipway.plugins.rendering import CPP_TYPES, render, symbol
+from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
+
+BLOCK_SIZE = 32  # tokens
+TILE_ROWS = 32  # query rows of one work item; as in host.hpp, like all below
+CHUNK = 512  # cached tokens between two merges
+SCORES_BYTES = CHUNK // 16 * (TILE_ROWS + 1) * 64
+SLOTS = 128
+LINE = 64  # bytes
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The node's arguments by the names of the op's schema."""
+
+    q: Node
+    k: Node
+    v: Node
+    q_norm: Node | None
+    k_norm: Node | None
+    norm_eps: float
+    norm_plus_one: bool
+    rope: Node | None
+    positions: Node
+    cu_seqlens: Node
+    kv_lens: Node
+    block_table: Node
+    kv_cache: Node
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * self.rope.meta["val"].shape[2] if self.rope is not None else 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one cached token."""
+        return 2 * 2 * self.num_kv_heads * self.head_dim
+
+
+class PagedAttentionPlugin:
+    ops = ("slipway::paged_attention",)
+
+    def supports(self, node: Node, target: Target) -> str | None:
+        a = Arguments(*node.args)
+        if target.kind != "cpu":
+            return f"no kernel for {target}"
+        if not 16 <= a.head_dim <= 256 or a.head_dim % 8:
+            return f"head_dim {a.head_dim}: only multiples of 8 from 16 to 256"
+        if a.num_heads % a.num_kv_heads:
+            return f"{a.num_heads} heads do not share {a.num_kv_heads} KV heads evenly"
+        if (columns := a.v.meta["val"].shape[1]) != a.num_kv_heads * a.head_dim:
+            return f"values of {columns} columns, not num_kv_heads * head_dim = {a.num_kv_heads * a.head_dim}"
+        if a.rotary_dim > a.head_dim:
+            return f"a rotary table for {a.rotary_dim} dimensions and heads of {a.head_dim}"
+        return None
+
+    def lower(self, node: Node, target: Target) -> Kernel:
+        a = Arguments(*node.args)
+        inputs, dtype = (a.q, a.k, a.v), node.meta["storage"]
+        sources = [x.meta["storage"] for x in inputs]
+        shape = {
+            "heads": a.num_heads,
+            "kv_heads": a.num_kv_heads,
+            "head_dim": a.head_dim,
+            "rotary_dim": a.rotary_dim,
+            "norms_q": int(a.q_norm is not None),
+            "norms_k": int(a.k_norm is not None),
+            "norm_eps": a.norm_eps,
+            "scale": a.scale,
+            "window": a.window or 0,
+            "softcap": a.softcap or 0.0,
+        }
+        types = {name: CPP_TYPES[t] for name, t in zip(("Query", "Key", "Value", "Out"), (*sources, dtype))}
+        name = symbol("paged_attention", *shape.values(), *types.values())
+        return Kernel(
+            symbol=name,
+            source=render(__file__, symbol=name, **shape, **types),
+            inputs=inputs,
+            output_dtypes=(dtype,),
+            weights=self._weights(a),
+            shared_scratch=_shared_scratch(a, target),
+            local_scratch=SCORES_BYTES + 2 * _state_bytes(a.head_dim),
+            kv_layer=a.layer,
+            kv_block_bytes=BLOCK_SIZE * a.kv_bytes,
+            cost=Cost(
+                token_bytes=sum(x.meta["val"].shape[1] * t.itemsize for x, t in zip((*inputs, node), (*sources, dtype)))
+                + a.kv_bytes,
+                kv_bytes=a.kv_bytes,
+                kv_flops=4 * a.num_heads * a.head_dim,
+            ),
+        )
+
+    def _weights(self, a: Arguments) -> tuple[PackedWeight, ...]:
+        norms = tuple(packed_scale(w, a.norm_plus_one) for w in (a.q_norm, a.k_norm) if w is not None)
+        return norms + ((PackedWeight((a.rope,), pack_scale, "f32"),) if a.rope is not None else ())
+
+
+def _state_bytes(head_dim: int) -> int:
+    """Maxima, sums and outputs of one tile of query rows."""
+    return TILE_ROWS * 4 * (2 + head_dim)
+
+
+def _shared_scratch(a: Arguments, target: Target) -> Size:
+    """The queries, with a tile to spare behind each KV head's, then the slots of items split over threads."""
+    row_bytes = -(-a.head_dim // 32) * 32 * (2 if target.isa == "amx" else 4)
+    return Size(
+        fixed=a.num_kv_heads * TILE_ROWS * row_bytes + SLOTS * (LINE + _state_bytes(a.head_dim)),
+        per_token=a.num_heads * row_bytes,
+    )
+
+
+PLUGIN = PagedAttentionPlugin()
+__all__ = ["PLUGIN", "meaning"]

@@ -1,0 +1,177 @@
+"""Compiles the source of a plugin's kernel and calls it on tensors, as the runtime would."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import os
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import slipway.plugins.plugin as plugin_module
+from slipway.compiler import env
+from slipway.compiler.target import CPU_ISAS, Target, host_flags
+from slipway.plugins.plugin import Size
+
+PLUGINS = pathlib.Path(plugin_module.__file__).parent
+DRIVER = pathlib.Path(__file__).with_name("kernel_driver.cpp")
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"slipway-test-kernels-{os.getuid()}"
+HOST_TARGETS = [Target("cpu", isa) for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+POISON = 0xFF  # as bf16 and f32: NaN
+CANARY_BYTES = 256
+
+Array = torch.Tensor | np.ndarray
+
+
+class Batch(ctypes.Structure):
+    """slipway::Batch."""
+
+    _fields_ = [(n, ctypes.c_int32) for n in ("num_tokens", "num_seqs", "num_logit_rows", "max_blocks")] + [
+        (n, ctypes.c_void_p)
+        for n in ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows")
+    ]
+
+
+class Operand(ctypes.Structure):
+    """slipway::Operand."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("row_bytes", ctypes.c_int64)]
+
+
+class Call(ctypes.Structure):
+    """slipway::Call."""
+
+    _fields_ = [
+        ("batch", ctypes.POINTER(Batch)),
+        *((n, ctypes.c_int32) for n in ("rows", "rank", "size")),
+        *((n, ctypes.c_void_p) for n in ("barrier", "tickets")),
+        *((n, ctypes.POINTER(Operand)) for n in ("inputs", "outputs")),
+        *((n, ctypes.c_void_p) for n in ("weights", "kv", "shared", "local")),
+    ]
+
+
+def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
+    """A shared object of `source` and the driver; compiled once for the same source, headers, flags and compiler."""
+    flags = ["-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", *CPU_ISAS[target.isa][1]]
+    headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER]))
+    digest = hashlib.sha256("\0".join([env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
+    library = CACHE / f"{digest.hexdigest()[:24]}.so"
+    if not library.exists():
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            unit = pathlib.Path(folder, "kernel.cpp")
+            unit.write_text(f'{source}\n#include "{DRIVER}"\n')
+            includes = ["-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
+            made = subprocess.run(
+                [env.cxx(), *flags, *includes, str(unit), "-o", f"{folder}/kernel.so"], capture_output=True, text=True
+            )
+            assert made.returncode == 0, made.stderr
+            os.replace(f"{folder}/kernel.so", library)
+    lib = ctypes.CDLL(str(library))
+    lib.driver_read.restype = ctypes.c_double
+    lib.driver_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    return lib
+
+
+def aligned(size: int, fill: int = POISON) -> np.ndarray:
+    """`size` bytes at a 64-byte boundary."""
+    raw = np.full(size + 64, fill, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
+
+
+def make_batch(**arrays: Sequence | np.ndarray) -> Batch:
+    """A Batch of int32 arrays by field name; counts follow from cu_seqlens, block_table and logit_rows."""
+    batch = Batch()
+    kept = {name: np.ascontiguousarray(values, np.int32) for name, values in arrays.items()}
+    for name, values in kept.items():
+        setattr(batch, name, values.ctypes.data)
+    batch.kept_alive = kept
+    if "cu_seqlens" in kept:
+        batch.num_tokens, batch.num_seqs = int(kept["cu_seqlens"][-1]), len(kept["cu_seqlens"]) - 1
+    if "block_table" in kept:
+        batch.max_blocks = kept["block_table"].shape[1]
+    if "logit_rows" in kept:
+        batch.num_logit_rows = len(kept["logit_rows"])
+    return batch
+
+
+def run_kernel(
+    lib: ctypes.CDLL,
+    symbol: str,
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    weights: Sequence[Array] | Sequence[Sequence[Array]] = (),
+    batch: Batch | None = None,
+    threads: int = 2,
+    *,
+    rows: int | None = None,
+    kv: Array | None = None,
+    shared_scratch: Size = Size(),
+    local_scratch: int = 0,
+) -> list[float]:
+    """Calls the kernel, which writes `outputs` in place. Matrices may be strided in rows, never in columns.
+
+    rows: default the rows of outputs[0]. weights: bytes as the plugin packed them, or a list of such lists: then one
+    call for each, and the result is the seconds of each call. Scratch is exactly as large as stated, holds NaN, and the
+    bytes behind it are checked.
+    """
+    rows = len(outputs[0]) if rows is None else rows
+    rounds = [list(w) for w in weights] if weights and isinstance(weights[0], (list, tuple)) else [list(weights)]
+    rounds = [[_aligned_copy(w) for w in one] for one in rounds]
+    shared, *locals_ = _scratch(shared_scratch.at(rows, rows)), *(_scratch(local_scratch) for _ in range(threads))
+    weight_table = _pointers([w for one in rounds for w in one])
+    call = Call(
+        batch=ctypes.pointer(batch or Batch(num_tokens=rows, num_logit_rows=rows)),
+        rows=rows,
+        inputs=(Operand * max(1, len(inputs)))(*map(_operand, inputs)),
+        outputs=(Operand * max(1, len(outputs)))(*map(_operand, outputs)),
+        kv=None if kv is None else _address(kv),
+        shared=shared.ctypes.data,
+    )
+    seconds = (ctypes.c_double * len(rounds))()
+    failed = lib.driver_run(
+        getattr(lib, symbol),
+        ctypes.byref(call),
+        threads,
+        _pointers(locals_),
+        len(rounds),
+        weight_table,
+        len(rounds[0]),
+        seconds,
+    )
+    assert not failed, "the system denies AMX"
+    for scratch in (shared, *locals_):
+        assert (scratch[-CANARY_BYTES:] == POISON).all(), "the kernel wrote behind its scratch"
+    return list(seconds)
+
+
+def _scratch(size: int) -> np.ndarray:
+    return aligned(-(-size // 64) * 64 + CANARY_BYTES)
+
+
+def _aligned_copy(weight: Array) -> Array:
+    if _address(weight) % 64 == 0:
+        return weight
+    copy = aligned(weight.nbytes)
+    copy[:] = np.asarray(weight).view(np.uint8).reshape(-1)
+    return copy
+
+
+def _address(array: Array) -> int:
+    return array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data
+
+
+def _operand(array: Array) -> Operand:
+    torch_strides = isinstance(array, torch.Tensor)
+    strides = [s * array.element_size() for s in array.stride()] if torch_strides else array.strides
+    return Operand(_address(array), strides[0])
+
+
+def _pointers(arrays: Sequence[Array]) -> ctypes.Array:
+    return (ctypes.c_void_p * max(1, len(arrays)))(*map(_address, arrays))

@@ -1,0 +1,149 @@
+"""Ragged batches on a paged KV cache, through slipway::paged_attention's kernel and through its meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from kernel_harness import aligned, compile_kernel, make_batch, run_kernel
+from nodes import BF16, F32, call_node
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.paged_attention.plugin import BLOCK_SIZE, PLUGIN
+from slipway.plugins.plugin import Kernel
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The op's constants. rotary_dim 0: no rotation."""
+
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    rotary_dim: int = 0
+    norm: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    source: torch.dtype = BF16
+
+    @property
+    def columns(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+@dataclass
+class Sequences:
+    """Tokens of several sequences, some of them in the cache; q|k|v rows of all tokens to come."""
+
+    shape: Shape
+    lengths: list[int]  # of the whole sequences
+    seed: int = 0
+    qkv: list[torch.Tensor] = field(init=False)
+    block_table: np.ndarray = field(init=False)
+    weights: dict[str, torch.Tensor | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        s = self.shape
+        self.qkv = [torch.randn(n, s.columns).to(s.source) for n in self.lengths]
+        blocks = [-(-n // BLOCK_SIZE) for n in self.lengths]
+        self.block_table = np.full((len(blocks), max(blocks)), 2**30, np.int32)
+        order = iter(torch.randperm(sum(blocks)).tolist())
+        for row, count in enumerate(blocks):
+            self.block_table[row, :count] = [next(order) for _ in range(count)]
+        self.num_blocks = sum(blocks)
+        angles = torch.outer(torch.arange(max(self.lengths)), 0.01 ** torch.linspace(0, 1, s.rotary_dim // 2))
+        self.weights = {
+            "q_norm": torch.rand(s.head_dim) + 0.5 if s.norm else None,
+            "k_norm": torch.rand(s.head_dim) + 0.5 if s.norm else None,
+            "rope": torch.stack((angles.cos(), angles.sin()), 1) if s.rotary_dim else None,
+        }
+
+    def step(self, parts: list[tuple[int, int, int]]) -> Step:
+        """One engine step of (sequence, first token, end) parts."""
+        rows = torch.cat([self.qkv[s][begin:end] for s, begin, end in parts])
+        counts = [end - begin for _, begin, end in parts]
+        return Step(
+            self,
+            rows,
+            positions=np.concatenate([np.arange(begin, end) for _, begin, end in parts]).astype(np.int32),
+            cu_seqlens=np.cumsum([0, *counts]).astype(np.int32),
+            kv_lens=np.array([end for *_, end in parts], np.int32),
+            block_table=self.block_table[[s for s, *_ in parts]],
+        )
+
+
+class Result(NamedTuple):
+    out: torch.Tensor
+    seconds: list[float]
+
+
+@dataclass
+class Step:
+    sequences: Sequences
+    rows: torch.Tensor
+    positions: np.ndarray
+    cu_seqlens: np.ndarray
+    kv_lens: np.ndarray
+    block_table: np.ndarray
+
+    def _split(self) -> tuple[torch.Tensor, ...]:
+        s = self.sequences.shape
+        return self.rows.split([n * s.head_dim for n in (s.num_heads, s.num_kv_heads, s.num_kv_heads)], 1)
+
+    def arguments(self, cache: torch.Tensor, dtype: torch.dtype) -> list:
+        s, w = self.sequences.shape, self.sequences.weights
+        q, k, v = (x.to(dtype) for x in self._split())
+        batch = (self.positions, self.cu_seqlens, self.kv_lens, self.block_table)
+        return [q, k, v, w["q_norm"], w["k_norm"], 1e-6, False, w["rope"], *map(torch.from_numpy, batch), cache, 0,
+                s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, s.window, s.softcap]  # fmt: skip
+
+    def meaning(self, cache: torch.Tensor) -> torch.Tensor:
+        """cache: [1, blocks, 2, kv_heads, block_size, head_dim] float32, written to."""
+        return torch.ops.slipway.paged_attention(*self.arguments(cache, F32))
+
+    def lower(self, target: Target, storage: torch.dtype = F32) -> Kernel:
+        return PLUGIN.lower(self._node(storage), target)
+
+    def declined(self, target: Target) -> str | None:
+        return PLUGIN.supports(self._node(F32), target)
+
+    def _node(self, storage: torch.dtype) -> Node:
+        arguments = self.arguments(new_cache(self.sequences), self.rows.dtype)
+        return call_node(torch.ops.slipway.paged_attention.default, *arguments, storage=storage)
+
+    def run(self, kernel: Kernel, target: Target, kv: np.ndarray, threads: int = 2, rounds: int = 1) -> Result:
+        """kv: the kernel's own blocks, written to. Again `rounds` times."""
+        s = self.sequences.shape
+        out = torch.full((len(self.rows), s.num_heads * s.head_dim), torch.nan, dtype=kernel.output_dtypes[0])
+        seconds = run_kernel(
+            compile_kernel(kernel.source, target),
+            kernel.symbol,
+            self._split(),
+            [out],
+            [self.packed_weights(kernel)] * rounds,
+            make_batch(positions=self.positions, cu_seqlens=self.cu_seqlens, kv_lens=self.kv_lens, block_table=self.block_table),
+            threads,
+            kv=kv,
+            shared_scratch=kernel.shared_scratch,
+            local_scratch=kernel.local_scratch,
+        )
+        return Result(out, seconds)
+
+    def packed_weights(self, kernel: Kernel) -> list[np.ndarray]:
+        values = [w for w in self.sequences.weights.values() if w is not None]
+        return [w.pack(value) for w, value in zip(kernel.weights, values, strict=True)]
+
+
+def new_cache(sequences: Sequences) -> torch.Tensor:
+    s = sequences.shape
+    return torch.zeros(1, sequences.num_blocks, 2, s.num_kv_heads, BLOCK_SIZE, s.head_dim)
+
+
+def new_blocks(sequences: Sequences, kernel: Kernel, fill: int = 0) -> np.ndarray:
+    return aligned(sequences.num_blocks * kernel.kv_block_bytes, fill)
+
+

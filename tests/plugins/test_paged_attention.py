@@ -1,0 +1,172 @@
+import dataclasses
+import functools
+
+import pytest
+import torch
+from kernel_harness import HOST_TARGETS, compile_kernel
+from nodes import BF16, F32
+from paged import Sequences, Shape, new_blocks, new_cache
+
+from slipway.compiler.target import Target
+from slipway.plugins.paged_attention.plugin import PLUGIN
+from slipway.plugins.rms_norm.plugin import normalize
+
+SHAPES = {
+    "plain": Shape(num_heads=4, num_kv_heads=2, head_dim=32),
+    "one_kv_head": Shape(num_heads=7, num_kv_heads=1, head_dim=24, rotary_dim=24),
+    "partial_rotary": Shape(num_heads=8, num_kv_heads=2, head_dim=80, rotary_dim=32, source=F32),
+    "every_head_its_own": Shape(num_heads=2, num_kv_heads=2, head_dim=16, norm=True, softcap=4.0),
+    "window": Shape(num_heads=8, num_kv_heads=1, head_dim=64, rotary_dim=64, window=40),
+    "qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True),
+    "gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0),
+}
+LENGTHS = [1, 31, 32, 33, 511, 513, 700]
+every_target = pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+
+
+@functools.cache
+def kernels(target):
+    """The kernels of SHAPES; compiled together, which saves reading the compiler's headers seven times."""
+    found = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(target) for name, shape in SHAPES.items()}
+    source = "\n".join(kernel.source for kernel in found.values())
+    return {name: dataclasses.replace(kernel, source=source) for name, kernel in found.items()}
+
+
+def all_of(sequences):
+    return [(s, 0, n) for s, n in enumerate(sequences.lengths)]
+
+
+@every_target
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_meaning_from_prefill_to_decode(target, name):
+    sequences = Sequences(SHAPES[name], LENGTHS)
+    kernel = kernels(target)[name]
+    blocks, cache = new_blocks(sequences, kernel), new_cache(sequences)
+    steps = [
+        [(s, 0, max(n - 20, 0)) for s, n in enumerate(LENGTHS)],
+        [(s, max(n - 20, 0), max(n - 1, 0)) for s, n in enumerate(LENGTHS) if s != 2],
+        [(2, 12, 31)],
+        [(s, n - 1, n) for s, n in reversed(list(enumerate(LENGTHS)))],
+    ]
+    for threads, parts in enumerate(steps):
+        step = sequences.step(parts)
+        got, want = step.run(kernel, target, blocks, max(threads, 1)).out, step.meaning(cache)
+        torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-2)
+
+
+@every_target
+@pytest.mark.parametrize("name", ["plain", "window", "qwen3", "gemma"])
+def test_bits_of_a_row_depend_on_nothing_but_the_row(target, name):
+    """Alone or in a batch, prefilled or decoded, whole or in parts, with any number of threads."""
+    sequences = Sequences(SHAPES[name], [1100, 3, 47, 530])
+    kernel = kernels(target)[name]
+    blocks = new_blocks(sequences, kernel)
+    whole = sequences.step(all_of(sequences)).run(kernel, target, blocks, 2).out[:1100]
+    again = new_blocks(sequences, kernel)
+    schedule = [
+        [(0, 0, 37), (1, 0, 3)],
+        [(3, 0, 500), (0, 37, 600), (2, 0, 40)],
+        [(0, 600, 1079)],
+        *([(0, i, i + 1), (3, 500 + i - 1079, 501 + i - 1079)] for i in range(1079, 1085)),
+        [(2, 40, 45), (0, 1085, 1099)],
+        [(0, 1099, 1100)],
+    ]
+    for threads, parts in enumerate(schedule):
+        out = sequences.step(parts).run(kernel, target, again, 1 + threads % 3).out
+        row = 0
+        for s, begin, end in parts:
+            if s == 0:
+                assert torch.equal(out[row : row + end - begin], whole[begin:end]), (begin, end)
+            row += end - begin
+
+
+@every_target
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_long_sequence_is_the_same_on_any_number_of_threads(target, threads):
+    sequences = Sequences(SHAPES["qwen3"], [5000])
+    kernel, blocks = kernels(target)["qwen3"], None
+    blocks = new_blocks(sequences, kernel)
+    sequences.step([(0, 0, 4990)]).run(kernel, target, blocks, 2)
+    decoded = [sequences.step([(0, 4990, 4990 + n)]).run(kernel, target, blocks, t).out[:1] for n, t in ((1, threads), (10, 1))]
+    assert torch.equal(*decoded)
+
+
+@every_target
+@pytest.mark.parametrize("name", ["one_kv_head", "partial_rotary", "qwen3"])
+def test_what_a_block_held_before_does_not_matter(target, name):
+    sequences = Sequences(SHAPES[name], [1, 20, 33, 70])
+    kernel = kernels(target)[name]
+    outs = []
+    for fill in (0x00, 0xFF):
+        blocks = new_blocks(sequences, kernel, fill)
+        steps = [[(1, 0, 16), (2, 0, 32), (3, 0, 65)], [(0, 0, 1), (1, 16, 20), (2, 32, 33), (3, 65, 70)]]
+        outs += [torch.cat([sequences.step(parts).run(kernel, target, blocks).out for parts in steps])]
+    assert torch.equal(*outs) and not outs[0].isnan().any()
+
+
+@every_target
+def test_one_sequence_of_nans_stays_alone(target):
+    clean, kernel = Sequences(SHAPES["plain"], [40, 5, 600]), kernels(target)["plain"]
+    want = clean.step(all_of(clean)).run(kernel, target, new_blocks(clean, kernel)).out
+    clean.qkv[1].fill_(torch.nan)
+    got = clean.step(all_of(clean)).run(kernel, target, new_blocks(clean, kernel)).out
+    assert torch.equal(got[:40], want[:40]) and torch.equal(got[45:], want[45:]) and got[40:45].isnan().all()
+
+
+def test_meaning_is_ordinary_causal_attention():
+    sequences = Sequences(Shape(num_heads=4, num_kv_heads=2, head_dim=16, rotary_dim=16, norm=True, source=F32), [40])
+    got = sequences.step(all_of(sequences)).meaning(new_cache(sequences))
+    weights, positions = sequences.weights, torch.arange(40)
+    q, k, v = (x.view(40, -1, 16) for x in sequences.qkv[0].split([64, 32, 32], 1))
+    cos_sin = torch.ops.slipway.rotary_table(positions, weights["rope"])
+    q, k = (normalize(x, w, 1e-6, False).flatten(1) for x, w in ((q, weights["q_norm"]), (k, weights["k_norm"])))
+    q, k = (torch.ops.slipway.rotary(x, cos_sin, 16).view(40, -1, 16).transpose(0, 1) for x in (q, k))
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v.transpose(0, 1), is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(got, want.transpose(0, 1).flatten(1))
+
+
+def test_rotation_is_of_complex_numbers():
+    x, angles = torch.randn(3, 2 * 8), torch.rand(3, 4)
+    got = torch.ops.slipway.rotary(x, torch.stack((angles.cos(), angles.sin()), 1), 8).view(3, 2, 2, 4)
+    want = torch.complex(*x.view(3, 2, 2, 4).unbind(2)) * torch.polar(torch.ones(3, 1, 4), angles[:, None])
+    torch.testing.assert_close(torch.complex(*got.unbind(2)), want)
+
+
+def test_export_keeps_the_op_and_its_cache():
+    class Model(torch.nn.Module):
+        def forward(self, *args):
+            return torch.ops.slipway.paged_attention(*args, 0, 4, 2, 16, 0.25, None, None)
+
+    sequences = Sequences(Shape(head_dim=16, source=F32), [3, 2])
+    step = sequences.step(all_of(sequences))
+    args = tuple(step.arguments(new_cache(sequences), F32)[:13])
+    exported = torch.export.export(Model(), args, strict=False)
+    assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [torch.ops.slipway.paged_attention.default]
+    cache = new_cache(sequences)
+    torch.testing.assert_close(exported.module()(*args[:12], cache), step.meaning(new_cache(sequences)))
+    assert cache.count_nonzero() > 0
+
+
+@pytest.mark.parametrize(
+    "shape, reason",
+    [
+        (Shape(head_dim=12), "head_dim 12: only multiples of 8 from 16 to 256"),
+        (Shape(head_dim=264), "head_dim 264: only multiples of 8 from 16 to 256"),
+        (Shape(num_heads=3, num_kv_heads=2), "3 heads do not share 2 KV heads evenly"),
+        (Shape(head_dim=16, rotary_dim=32), "a rotary table for 32 dimensions and heads of 16"),
+    ],
+)
+def test_declines_with_a_reason(shape, reason):
+    assert Sequences(shape, [1]).step([(0, 0, 1)]).declined(HOST_TARGETS[0]) == reason
+
+
+def test_declines_other_machines():
+    assert Sequences(Shape(), [1]).step([(0, 0, 1)]).declined(Target("sm90", "")) == "no kernel for sm90-"
+
+
+def test_cost_counts_each_byte_once():
+    kernel = Sequences(SHAPES["qwen3"], [1]).step([(0, 0, 1)]).lower(HOST_TARGETS[0], BF16)
+    assert kernel.cost.kv_bytes == 2 * 2 * 128 * 2 and kernel.kv_block_bytes == 32 * kernel.cost.kv_bytes
+    assert kernel.cost.token_bytes == 2 * 128 * (4 + 2 + 2) + kernel.cost.kv_bytes + 2 * 128 * 4
+    assert kernel.cost.kv_flops == 2 * 2 * 4 * 128
+    assert PLUGIN.ops == ("slipway::paged_attention",)
