@@ -1,0 +1,127 @@
+"""`slipway doctor`: what this machine can build and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import click
+
+from slipway.compiler.cli.options import json_option
+from slipway.compiler.cli.tables import facts, print_json
+from slipway.compiler.quantities import bytes_text, rate_text
+
+EPILOG = """\b
+Exit codes: 0 if engines can be built and run here, 2 if not.
+
+\b
+Examples:
+  slipway doctor
+  slipway doctor --measure     also reads memory and multiplies, for a second
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """ok: False where something needed is missing; None where what is missing is optional."""
+
+    name: str
+    ok: bool | None
+    text: str
+    hint: str | None = None
+
+
+@click.command(epilog=EPILOG)
+@click.option("--measure", is_flag=True, help="Measure memory bandwidth and multiplication rate.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, measure: bool, as_json: bool) -> None:
+    """Say what this machine can build and run, and what is missing."""
+    findings = examine(measure)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        click.echo(facts([(f"{MARKS[f.ok]} {f.name}", f.text + (f"; {f.hint}" if f.hint else "")) for f in findings]))
+    if any(finding.ok is False for finding in findings):
+        context.exit(2)
+
+
+MARKS = {True: "ok  ", False: "miss", None: "-   "}
+
+
+def examine(measure: bool) -> list[Finding]:
+    findings = [python(), cxx(), torch(), processor(), memory(), runtime(), triton(), gpu()]
+    return [*findings, limits()] if measure else findings
+
+
+def python() -> Finding:
+    return Finding("Python", True, platform.python_version())
+
+
+def cxx() -> Finding:
+    from slipway.compiler import env, machine
+
+    line = machine.compiler_line()
+    return Finding("C++ compiler", line is not None, line or f"{env.cxx()} does not run", None if line else "apt-get install g++")
+
+
+def torch() -> Finding:
+    """Found without importing it, which takes seconds."""
+    missing = [name for name in ("torch", "transformers", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding("build", False, f"no {', '.join(missing)}", "pip install slipway; without them engines run but are not built")
+    return Finding("build", True, "torch, transformers and onnxruntime are installed")
+
+
+def processor() -> Finding:
+    from slipway.compiler import machine
+    from slipway.compiler.target import CPU_ISAS, host_flags, host_isa
+
+    name = machine.processor()
+    if host_isa() is None:
+        missing = sorted(set(CPU_ISAS["avx2"][0]) - host_flags())
+        return Finding("processor", False, f"{name} lacks {', '.join(missing)}", "no engine runs on it")
+    runnable = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+    return Finding("processor", True, f"{name}, {machine.cores()} cores; runs cpu engines for {', '.join(runnable)}")
+
+
+def memory() -> Finding:
+    from slipway.compiler import machine
+
+    total, available = machine.memory_bytes()
+    return Finding("memory", True, f"{bytes_text(available)} free of {bytes_text(total)}")
+
+
+def runtime() -> Finding:
+    folders = importlib.util.find_spec("slipway.runtime").submodule_search_locations
+    if not [file for folder in folders for suffix in EXTENSION_SUFFIXES for file in Path(folder).glob(f"*{suffix}")]:
+        return Finding("runtime", False, "its native extension is not built", "pip install . in the source folder")
+    return Finding("runtime", True, "its native extension is installed")
+
+
+def triton() -> Finding:
+    from slipway.runtime.errors import EngineError
+    from slipway.runtime.triton import bundle
+
+    try:
+        installed = bundle.find()
+    except EngineError as error:
+        return Finding("Triton", None, str(error))
+    return Finding("Triton", True, str(installed.server))
+
+
+def gpu() -> Finding:
+    found = "a GPU is here" if shutil.which("nvidia-smi") else "no GPU found"
+    return Finding("GPU", None, f"{found}; GPU targets are not part of this version")
+
+
+def limits() -> Finding:
+    from slipway.compiler.machine import measure_limits
+
+    measured = measure_limits()
+    text = f"reads {rate_text(measured.read_bytes_per_s, 'B')}, multiplies {rate_text(measured.flops_per_s, 'FLOP')}"
+    return Finding("limits", True, f"{text}, {measured.threads} threads")

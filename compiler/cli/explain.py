@@ -1,0 +1,110 @@
+"""`slipway explain`: for each step of the plan, what it moves and computes, the time that allows, the time it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from slipway.compiler.cli.options import Loading, json_option, loading_options
+from slipway.compiler.cli.steps import StepGroup, Work, group_steps
+from slipway.compiler.cli.tables import print_json, table
+from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text
+
+EPILOG = """
+A step cannot be faster than its bytes at the machine's read bandwidth, nor than its operations at the rate of its
+multipliers; both are measured first, which takes a second.
+
+\b
+Examples:
+  slipway explain engine                          one sequence, 512 tokens in its cache
+  slipway explain engine --batch 32 --context 256
+  slipway explain engine --measure                beside the time each step took
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One group of steps. took_s: None where it was not measured."""
+
+    group: StepGroup
+    bytes_moved: int
+    flops: int
+    allowed_s: float
+    took_s: float | None
+
+    @property
+    def cells(self) -> list[str]:
+        took = [] if self.took_s is None else [seconds_text(self.took_s), f"{self.allowed_s / self.took_s:.0%}"]
+        work = [bytes_text(self.bytes_moved), flops_text(self.flops), seconds_text(self.allowed_s)]
+        return [self.group.name, self.group.op, str(len(self.group.steps)), *work, *took]
+
+
+@click.command(epilog=EPILOG)
+@loading_options
+@click.option("--batch", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Sequences that decode at once.")
+@click.option("--context", type=click.IntRange(1), metavar="N", default=512, show_default=True, help="Cached tokens of each.")
+@click.option("--measure", is_flag=True, help="Run the engine and show the time each step took.")
+@json_option
+def explain(loading: Loading, batch: int, context: int, measure: bool, as_json: bool) -> None:
+    """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
+    from slipway.compiler.machine import measure_limits
+    from slipway.runtime.manifest import Manifest
+
+    manifest, work = Manifest.read(loading.path), Work(batch, context)
+    limits = measure_limits(loading.threads)
+    took_s = measure_steps(loading, work) if measure else None
+    lines = [line_of(group, work, limits, took_s) for group in group_steps(manifest)]
+    print_json(as_dict(lines, work, limits)) if as_json else click.echo(as_text(lines, work, limits))
+
+
+def line_of(group: StepGroup, work: Work, limits, took_s: list[float] | None) -> Line:
+    moved, flops = group.bytes_moved(work), group.flops(work)
+    took = sum(took_s[number] for number in group.steps) if took_s else None
+    return Line(group, moved, flops, limits.seconds(moved, flops), took)
+
+
+def total_of(lines: list[Line]) -> Line:
+    steps = [number for line in lines for number in line.group.steps]
+    took = None if lines[0].took_s is None else sum(line.took_s or 0 for line in lines)
+    group = StepGroup("all", "", steps)
+    return Line(group, sum(x.bytes_moved for x in lines), sum(x.flops for x in lines), sum(x.allowed_s for x in lines), took)
+
+
+def as_text(lines: list[Line], work: Work, limits) -> str:
+    total = total_of(lines)
+    header = ["STEP", "OP", "TIMES", "BYTES", "WORK", "ALLOWED"] + ["TOOK", "REACHED"] * (total.took_s is not None)
+    machine = f"{rate_text(limits.read_bytes_per_s, 'B')} and {rate_text(limits.flops_per_s, 'FLOP')} with {limits.threads} threads"
+    parts = [
+        f"One step of {work.sequences} decoding sequences with {work.context} cached tokens each; this machine: {machine}",
+        table(header, [line.cells for line in (*lines, total)], right=range(2, len(header))),
+        f"At most {work.sequences / total.allowed_s:.4g} tokens/s" + reached(work, total),
+    ]
+    return "\n\n".join(parts + segments_text(lines))
+
+
+def reached(work: Work, total: Line) -> str:
+    return f"; the steps measured allow {work.sequences / total.took_s:.4g}" if total.took_s else ""
+
+
+def segments_text(lines: list[Line]) -> list[str]:
+    names = [line.group.name for line in lines if line.group.op == "segment"]
+    return [f"No kernel of ours: {', '.join(names)} run in ONNX Runtime, which is slower"] if names else []
+
+
+def as_dict(lines: list[Line], work: Work, limits) -> dict:
+    return {
+        "work": {"sequences": work.sequences, "context": work.context},
+        "limits": vars(limits),
+        "steps": [
+            {"name": x.group.name, "op": x.group.op, "times": len(x.group.steps), "bytes": x.bytes_moved, "flops": x.flops,
+             "allowed_s": x.allowed_s, "took_s": x.took_s}
+            for x in lines
+        ],
+    }  # fmt: skip
+
+
+def measure_steps(loading: Loading, work: Work) -> list[float]:
+    """Seconds each step of the plan takes, the median over a few rounds."""
+    with loading.engine() as engine:
+        return engine.time_steps(sequences=work.sequences, context=work.context)

@@ -1,0 +1,90 @@
+"""`slipway run`: one prompt, its completion on stdout and everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+
+import click
+
+from slipway.compiler.cli.options import Loading, json_option, loading_options, sampling_options
+from slipway.compiler.cli.tables import print_json
+from slipway.compiler.errors import UserError
+from slipway.compiler.quantities import seconds_text
+
+EPILOG = """\b
+Examples:
+  slipway run engine "def fibonacci(n):" --max-tokens 64
+  slipway run engine --chat "Why is the sky blue?" --temperature 0
+  git diff | slipway run engine - > summary.txt
+
+The completion alone goes to stdout, so a pipe or a file gets nothing else. --json prints one object instead: text, token_ids,
+finish_reason and metrics.
+"""
+
+
+@click.command(epilog=EPILOG)
+@loading_options
+@click.argument("prompt")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's message, in the model's chat template.")
+@click.option("--system", help="With --chat: the system message.")
+@click.option("--stream/--no-stream", default=True, help="Print text as it comes (default), or at the end.")
+@json_option
+@sampling_options
+def run(loading: Loading, prompt: str, chat: bool, system: str | None, stream: bool, as_json: bool, sampling: dict) -> None:
+    """Complete PROMPT with ENGINE, an engine directory. A PROMPT of - reads stdin."""
+    if system is not None and not chat:
+        raise click.UsageError("--system goes with --chat.")
+    if prompt == "-":
+        prompt = read_stdin()
+    with loading.engine() as engine:
+        if chat:
+            messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": prompt}]
+            prompt = engine.render_chat(messages)
+        completion = complete(engine, prompt, sampling, echo=stream and not as_json)
+        if as_json:
+            print_json(completion_json(completion))
+        elif not stream:
+            click.echo(completion.text, nl=not completion.text.endswith("\n"))
+
+
+def read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError("stdin", f"byte {error.start} is not UTF-8", "text") from None
+
+
+def complete(engine, prompt: str, sampling: dict, echo: bool):
+    """The Completion of a prompt. echo: print the text as it comes. Ctrl-C cancels the request before it goes on."""
+    from slipway.runtime.engine import SamplingParams
+
+    started, first_s, text = time.monotonic(), None, ""
+    request = engine.submit(prompt, SamplingParams(**sampling))
+    try:
+        for delta in request:
+            first_s = first_s or time.monotonic() - started
+            text += delta.text
+            if echo:
+                click.echo(delta.text, nl=False)
+                sys.stdout.flush()
+    except BaseException:
+        request.cancel()
+        raise
+    if echo and not text.endswith("\n"):
+        click.echo()
+    completion = request.result()
+    click.echo(speed(len(completion.token_ids), first_s or 0.0, time.monotonic() - started), err=True)
+    return completion
+
+
+def speed(num_tokens: int, first_s: float, total_s: float) -> str:
+    """64 tokens; the first after 12 ms, then 310 tokens/s"""
+    words = f"{num_tokens} tokens; the first after {seconds_text(first_s)}"
+    return words + (f", then {(num_tokens - 1) / (total_s - first_s):.3g} tokens/s" if num_tokens > 1 and total_s > first_s else "")
+
+
+def completion_json(completion) -> dict:
+    values = dataclasses.asdict(completion)
+    return {name: value for name, value in values.items() if name not in ("index", "logprobs")}

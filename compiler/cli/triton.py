@@ -1,0 +1,63 @@
+"""`slipway triton`: an engine as a Triton model repository, served on request."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from slipway.compiler.cli.options import FOLDER, engine_argument
+
+POLL_S = 0.2
+EPILOG = """\b
+Examples:
+  slipway triton engine -o repository              then: tritonserver --model-repository repository
+  slipway triton engine -o repository --start      serves it here until Ctrl-C
+  slipway triton engine -o repository --contract tensorrt_llm
+
+\b
+With the server running:
+  curl localhost:8000/v2/models/MODEL/generate -d '{"text_input": "Hello", "sampling_parameters": "{\\"max_tokens\\": 16}"}'
+
+--start needs the server that the extra brings: pip install 'slipway[triton]'.
+"""
+
+
+@click.command(epilog=EPILOG)
+@engine_argument
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="The repository; a model is added to an existing one.")
+@click.option("--contract", type=click.Choice(["vllm", "tensorrt_llm"]), default="vllm", show_default=True,
+              help="Whose clients it serves: the names and types of inputs and outputs.")  # fmt: skip
+@click.option("--name", help="Name of the model in Triton; by default the recipe's.")
+@click.option("--copy", is_flag=True, help="Put the engine into the repository instead of its path.")
+@click.option("--start", is_flag=True, help="Serve the repository until Ctrl-C.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --start: the address to listen on.")
+@click.option("--ports", type=int, nargs=3, default=(8000, 8001, 8002), show_default=True, metavar="HTTP GRPC METRICS",
+              help="With --start; 0 takes a free port.")  # fmt: skip
+def triton(engine: Path, out: Path, contract: str, name: str | None, copy: bool, start: bool, host: str, ports: tuple[int, ...]) -> None:
+    """Write ENGINE, an engine directory, as a Triton model repository."""
+    from slipway.compiler.triton_repository import write_repository
+
+    names = write_repository(engine, out, contract, name=name, copy_engine=copy)
+    click.echo(f"{out}: {', '.join(names)}", err=start)
+    if start:
+        serve(out, host, ports)
+
+
+def serve(repository: Path, host: str, ports: tuple[int, ...]) -> None:
+    """Until Ctrl-C, or until the server ends by itself, which is an error."""
+    from slipway.runtime.errors import EngineError
+    from slipway.runtime.triton.server import Server
+
+    http_port, grpc_port, metrics_port = ports
+    server = Server(repository, host, http_port, grpc_port, metrics_port, progress=lambda line: click.echo(line, err=True))
+    with server:
+        click.echo(f"metrics on http://{server.metrics}/metrics; Ctrl-C stops the server", err=True)
+        try:
+            while server.process.poll() is None:
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            click.echo("stopping Triton", err=True)
+            return
+        raise EngineError("triton", f"the server ended with exit code {server.process.returncode}")

@@ -1,0 +1,41 @@
+"""Content hashes of a checkpoint's files, remembered by path, size and time so that an unchanged file is hashed once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+from slipway.compiler.cache import digest, file_digest
+from slipway.compiler.checkpoint import Checkpoint
+from slipway.compiler.graph import Graph
+
+
+class Identities:
+    """What a tensor or a file of the checkpoint holds, as a hash. memo: JSON file in the stage cache."""
+
+    def __init__(self, checkpoint: Checkpoint, cache_root: pathlib.Path):
+        self.checkpoint, self.memo_path = checkpoint, cache_root / "files.json"
+        try:
+            self.memo: dict[str, str] = json.loads(self.memo_path.read_text())
+        except (OSError, ValueError):
+            self.memo = {}
+
+    def tensor(self, name: str, graph: Graph) -> str:
+        """A weight: its name and the content of the file that holds it. A constant of the graph: its values."""
+        if name in graph.constants:
+            return digest(graph.constants[name].contiguous().numpy().tobytes())
+        return digest(f"{name} {self.file(self.checkpoint.file_of(name))}")
+
+    def file(self, path: pathlib.Path) -> str:
+        status = path.stat()
+        key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        if key not in self.memo:
+            self.memo[key] = file_digest(path)
+        return self.memo[key]
+
+    def save(self) -> None:
+        self.memo_path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.memo_path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(self.memo))
+        os.replace(draft, self.memo_path)

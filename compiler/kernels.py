@@ -1,0 +1,85 @@
+"""Compiles the plan's kernels for a CPU and links them into one shared object."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from slipway.compiler import env
+from slipway.compiler.cache import StageCache, digest
+from slipway.compiler.errors import InternalError, UserError
+from slipway.compiler.target import CPU_ISAS, Target
+from slipway.plugins.plugin import Kernel
+
+PLUGINS = pathlib.Path(__file__).resolve().parent.parent / "plugins"
+COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
+
+
+@functools.cache
+def compiler_version() -> str:
+    """First line of the C++ compiler's --version."""
+    try:
+        out = subprocess.run([env.cxx(), "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(env.cxx(), f"cannot run the C++ compiler ({error})", hint="apt-get install g++") from error
+    return out.splitlines()[0]
+
+
+@functools.cache
+def headers_digest() -> str:
+    """One hash of every C++ header a kernel may include."""
+    return digest("".join(p.read_text() for p in sorted(PLUGINS.rglob("*.hpp"))))
+
+
+def compile_library(kernels: list[Kernel], target: Target, cache: StageCache, jobs: int, done: Callable[[int], None]) -> pathlib.Path:
+    """One shared object that exports every kernel's symbol. Equal symbols must have equal sources. done(1): a kernel is there."""
+
+    def compile_one(item: tuple[str, str]) -> pathlib.Path:
+        compiled = cache.fetch("objects", item[0], object_parts(item[1], target), lambda out: _compile(*item, target, out))
+        done(1)
+        return compiled
+
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compile_one, sorted(_unique_sources(kernels).items())))
+    link = lambda out: _run([env.cxx(), "-shared", "-o", out, *objects])  # noqa: E731
+    return cache.fetch("kernels", f"library {target}", library_parts(kernels, target), link)
+
+
+def library_parts(kernels: list[Kernel], target: Target) -> dict[str, str]:
+    """What the shared object depends on."""
+    objects = [digest(str(sorted(object_parts(source, target).items()))) for _, source in sorted(_unique_sources(kernels).items())]
+    return {"kernels": digest("".join(objects)), "compiler": compiler_version()}
+
+
+def object_parts(source: str, target: Target) -> dict[str, str]:
+    return {"source": digest(source), "headers": headers_digest(), "flags": " ".join(_flags(target)), "compiler": compiler_version()}
+
+
+def _flags(target: Target) -> tuple[str, ...]:
+    return (*COMMON_FLAGS, *CPU_ISAS[target.isa][1])
+
+
+def _unique_sources(kernels: list[Kernel]) -> dict[str, str]:
+    sources: dict[str, str] = {}
+    for kernel in kernels:
+        if sources.setdefault(kernel.symbol, kernel.source) != kernel.source:
+            raise InternalError(f"two different sources for the kernel {kernel.symbol}")
+    return sources
+
+
+def _compile(symbol: str, source: str, target: Target, out: pathlib.Path) -> None:
+    text = out.with_name(f"{symbol[:100]}.cpp")
+    text.write_text(source)
+    _run([env.cxx(), *_flags(target), f"-I{PLUGINS / 'include'}", f"-I{PLUGINS}", "-c", text, "-o", out])
+
+
+def _run(command: list) -> None:
+    words = [str(word) for word in command]
+    if env.debug() >= 5:
+        print(" ".join(words), flush=True)
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise InternalError(f"the C++ compiler failed: {' '.join(words)}\n{done.stderr[-4000:]}")

@@ -1,0 +1,81 @@
+"""This machine  ->  what it is, and the limits that no step can pass: bytes read and multiplications a second."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import subprocess
+from dataclasses import dataclass
+
+from slipway.compiler import env
+from slipway.compiler.cache import StageCache, digest
+from slipway.compiler.errors import UserError
+from slipway.compiler.target import CPU_ISAS, host_isa
+
+PROBE = pathlib.Path(__file__).with_name("machine_probe.cpp")
+READ_BYTES = 1 << 27  # a thread: more than a core's share of the caches
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Measured with `threads` threads; multiplications and additions count one each."""
+
+    threads: int
+    read_bytes_per_s: float
+    flops_per_s: float
+
+    def seconds(self, bytes_moved: float, flops: float) -> float:
+        """The time below which this work cannot be done."""
+        return max(bytes_moved / self.read_bytes_per_s, flops / self.flops_per_s)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it."""
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown processor"
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Memory of this machine, and what is available of it."""
+    lines = (line.split() for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+    sizes = {words[0]: int(words[1]) * 1024 for words in lines}
+    return sizes["MemTotal:"], sizes["MemAvailable:"]
+
+
+def compiler_line() -> str | None:
+    """First line of the C++ compiler's --version, None if it does not run."""
+    try:
+        return subprocess.run([env.cxx(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def measure_limits(threads: int | None = None) -> MachineLimits:
+    """Takes about half a second, and a second more the first time. Raises UserError where there is no compiler."""
+    library = ctypes.CDLL(str(_library()))
+    library.slipway_read_bandwidth.restype = library.slipway_multiply_rate.restype = ctypes.c_double
+    threads = threads or cores()
+    bandwidth = library.slipway_read_bandwidth(threads, ctypes.c_int64(READ_BYTES), ROUNDS)
+    return MachineLimits(threads, bandwidth, library.slipway_multiply_rate(threads, ROUNDS))
+
+
+def _library() -> pathlib.Path:
+    compiler, isa = compiler_line(), host_isa()
+    if compiler is None:
+        raise UserError(env.cxx(), "no C++ compiler", None, "apt-get install g++")
+    if isa is None:
+        raise UserError("processor", processor(), f"one with {', '.join(CPU_ISAS['avx2'][0])}")
+    flags = ("-std=c++20", "-O2", "-shared", "-fPIC", "-pthread", *CPU_ISAS[isa][1])
+    parts = {"source": digest(PROBE.read_bytes()), "flags": " ".join(flags), "compiler": compiler}
+    command = [env.cxx(), *flags, str(PROBE), "-o"]
+    cache = StageCache(env.cache_dir(), "machine")
+    return cache.fetch("machine", isa, parts, lambda out: subprocess.run([*command, str(out)], check=True))

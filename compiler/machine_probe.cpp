@@ -1,0 +1,118 @@
+// The limits a step cannot pass: reading memory, and multiplying what already lies in registers.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include <immintrin.h>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int64_t kMultiplyRounds = 200'000;  // of `multiply`: some 30 ms
+
+// Seconds between the moment all threads are ready and the moment the last is done.
+double time_team(int threads, const std::function<void(int)>& work) {
+  std::atomic<int> ready{0};
+  std::atomic<bool> go{false};
+  std::vector<std::thread> team;
+  for (int t = 0; t < threads; ++t) {
+    team.emplace_back([&, t] {
+      ready.fetch_add(1);
+      while (!go.load()) _mm_pause();
+      work(t);
+    });
+  }
+  while (ready.load() < threads) std::this_thread::yield();
+  const auto start = Clock::now();
+  go = true;
+  for (auto& thread : team) thread.join();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+uint64_t read_all(const __m256i* data, int64_t count) {
+  __m256i sum[4] = {};
+  for (int64_t i = 0; i + 4 <= count; i += 4) {
+    _mm_prefetch(reinterpret_cast<const char*>(data + i) + 2048, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(data + i) + 2112, _MM_HINT_T0);
+    for (int j = 0; j < 4; ++j) sum[j] = _mm256_add_epi64(sum[j], _mm256_load_si256(data + i + j));
+  }
+  const __m256i all = _mm256_add_epi64(_mm256_add_epi64(sum[0], sum[1]), _mm256_add_epi64(sum[2], sum[3]));
+  return uint64_t(_mm256_extract_epi64(all, 0)) + uint64_t(_mm256_extract_epi64(all, 3));
+}
+
+#if defined(__AMX_BF16__)
+
+// Four accumulators: two tiles of A times two of B, as a matrix multiply holds them. 16 x 16 x 32 products a tile.
+constexpr double kFlopsPerRound = 4 * 2.0 * 16 * 16 * 32;
+
+void multiply(int64_t rounds) {
+  syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18);
+  alignas(64) uint8_t config[64] = {1};
+  for (int tile = 0; tile < 8; ++tile) {
+    config[16 + 2 * tile] = 64;
+    config[48 + tile] = 16;
+  }
+  asm volatile("" ::: "memory");  // gcc 12 drops stores into the configuration otherwise
+  _tile_loadconfig(config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+
+#else
+
+constexpr double kFlopsPerRound = 8 * 2.0 * 8;
+
+void multiply(int64_t rounds) {
+  __m256 sum[8] = {}, x = _mm256_set1_ps(1e-3f);
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (auto& s : sum) s = _mm256_fmadd_ps(x, x, s);
+    asm volatile("" : "+x"(x));
+  }
+  for (auto& s : sum) asm volatile("" : "+x"(s));
+}
+
+#endif
+
+}  // namespace
+
+// Bytes a second, each thread reading `bytes_per_thread` of its own; the best of `rounds`.
+extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
+  std::vector<std::unique_ptr<std::byte, decltype(&free)>> memory;
+  for (int t = 0; t < threads; ++t) memory.emplace_back(static_cast<std::byte*>(aligned_alloc(4096, bytes_per_thread)), &free);
+  time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
+  std::atomic<uint64_t> sink{0};
+  double best = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const double seconds = time_team(
+        threads, [&](int t) { sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get()), bytes_per_thread / 32); });
+    best = std::max(best, double(threads) * bytes_per_thread / seconds);
+  }
+  return best;
+}
+
+// Floating-point operations a second (bf16 on AMX, float32 elsewhere), the best of `rounds`.
+extern "C" double slipway_multiply_rate(int threads, int rounds) {
+  double best = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const double seconds = time_team(threads, [&](int) { multiply(kMultiplyRounds); });
+    best = std::max(best, threads * kMultiplyRounds * kFlopsPerRound / seconds);
+  }
+  return best;
+}

@@ -1,0 +1,224 @@
+"""Recipe and checkpoint -> engine directory: capture, passes, plan, kernels, weights, segments, verification, publication."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from dataclasses import dataclass
+
+import torch
+
+from slipway.compiler import directory, env, graph_json, tokenizer_files, verify
+from slipway.compiler.cache import StageCache, digest
+from slipway.compiler.capture import BLOCK_SIZE, capture
+from slipway.compiler.checkpoint import Checkpoint
+from slipway.compiler.errors import InternalError
+from slipway.compiler.graph import Graph
+from slipway.compiler.identity import Identities
+from slipway.compiler.kernels import compile_library, library_parts
+from slipway.compiler.machine import cores, measure_limits, memory_bytes
+from slipway.compiler.plan import PlannedGraph, lay_out, make_plan, plan_graph
+from slipway.compiler.progress import Progress
+from slipway.compiler.report import BuildReport, Memory, Prediction
+from slipway.compiler.segments import compile_segments
+from slipway.compiler.target import CPU_ISAS, Target, host_flags, host_isa
+from slipway.compiler.version import source_digest, version
+from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
+from slipway.passes.pipeline import run_passes
+from slipway.quantization import formats
+from slipway.recipes.schema import Recipe
+from slipway.runtime import manifest
+
+LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
+STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: what every stage reads."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    out: pathlib.Path
+    target: Target
+    limits: manifest.Limits
+    cache: StageCache
+    identities: Identities
+    progress: Progress
+
+
+def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress: Progress, why: bool = False, dry_run: bool = False) -> BuildReport:
+    """Builds and publishes the engine directory `out`; with dry_run, only says what would be done."""
+    directory.check_destination(out)
+    loaded = Checkpoint(checkpoint)
+    cache = StageCache(env.cache_dir(), str(out.resolve()))
+    job = Build(recipe, loaded, out, target_of(recipe), limits_of(recipe), cache, Identities(loaded, env.cache_dir()), progress)
+    progress.expect(STAGES[:2] if dry_run else STAGES)
+    try:
+        planned = _plan(job)
+        return _predict(job, planned, why) if dry_run else _make(job, planned, why)
+    finally:
+        job.identities.save()
+        if not dry_run:
+            cache.close()
+
+
+def target_of(recipe: Recipe) -> Target:
+    """The recipe's target, `auto` settled to this machine's strongest instruction set."""
+    isa = host_isa() if recipe.cpu.isa == "auto" else recipe.cpu.isa
+    if isa is None:
+        missing = ", ".join(sorted(set(CPU_ISAS["avx2"][0]) - host_flags()))
+        raise recipe.error(("cpu", "isa"), f"this processor lacks {missing}", "a processor with AVX2, FMA and F16C")
+    return Target(recipe.target, isa)
+
+
+def limits_of(recipe: Recipe) -> manifest.Limits:
+    stated = recipe.limits
+    logit_rows = min(stated.max_batch_tokens, LOGIT_ROWS_PER_SEQUENCE * stated.max_sequences)
+    return manifest.Limits(stated.max_sequence_length, stated.max_batch_tokens, stated.max_sequences, logit_rows)
+
+
+def _plan(job: Build) -> PlannedGraph:
+    graph = _captured(job)
+    with job.progress.stage("plan"):
+        choose_formats(graph, job.recipe)
+        graph = run_passes(graph)
+        choose_formats(graph, job.recipe)
+        return plan_graph(graph, job.target)
+
+
+def _captured(job: Build) -> Graph:
+    parts = {
+        "config": digest(job.checkpoint.config.to_json_string()),
+        "tensors": digest(str([(name, job.checkpoint.info(name)) for name in sorted(job.checkpoint)])),
+        "max_sequence_length": str(job.limits.max_sequence_length),
+        "slipway": source_digest("compiler", "plugins"),
+        "torch": torch.__version__,
+    }
+    with job.progress.stage("capture") as stage:
+        def make(out: pathlib.Path) -> None:
+            graph = capture(job.checkpoint, job.limits, lambda what: stage.advance(0, what))
+            out.write_text(graph_json.dumps(graph))
+
+        return graph_json.loads(job.cache.fetch("graphs", job.recipe.model, parts, make).read_text())
+
+
+def choose_formats(graph: Graph, recipe: Recipe) -> None:
+    """Writes each linear's weight format and the determinism asked for into its metadata."""
+    for node in graph.nodes:
+        if node.target not in (torch.ops.aten.linear.default, torch.ops.slipway.gated_linear.default):
+            continue
+        weights = [n for n in node.args[1:3] if isinstance(n, torch.fx.Node) and n.meta["val"].ndim == 2]
+        if not all(map(graph.is_constant, weights)):
+            continue
+        wanted = {formats.parse(*recipe.precision.of(module)) for weight in weights for module in _modules(node, weight)}
+        if len(wanted) > 1:
+            raise InternalError(f"{node.name} merges weights of different formats: {', '.join(map(str, wanted))}")
+        node.meta["weight_format"] = wanted.pop()
+        node.meta["deterministic"] = recipe.runtime.deterministic
+
+
+def _modules(node: torch.fx.Node, weight: torch.fx.Node) -> set[str]:
+    """Module paths of the linears behind a weight; a tied LM head goes by the node's own path."""
+    if str(node.meta.get("path", "")).endswith("lm_head"):
+        return {"lm_head"}
+    return {name.removesuffix(".weight") for name in leaf_names(weight)}
+
+
+def num_blocks_of(job: Build, block_bytes: int) -> int:
+    """KV blocks of the recipe's kv_cache_tokens; auto: every sequence at full length, in half of the free memory."""
+    stated = job.recipe.limits.kv_cache_tokens
+    if stated != "auto":
+        return math.ceil(stated / BLOCK_SIZE)
+    all_full = job.limits.max_sequences * math.ceil(job.limits.max_sequence_length / BLOCK_SIZE)
+    return max(math.ceil(job.limits.max_sequence_length / BLOCK_SIZE), min(all_full, memory_bytes()[1] // 2 // block_bytes))
+
+
+def _block_bytes(planned: PlannedGraph) -> int:
+    """Of one KV block, over all layers."""
+    return sum(kernel.kv_block_bytes for kernel in planned.kernels())
+
+
+def _memory(job: Build, planned: PlannedGraph, weight_bytes: int) -> Memory:
+    blocks = num_blocks_of(job, _block_bytes(planned))
+    return Memory(weight_bytes, blocks * _block_bytes(planned), blocks * BLOCK_SIZE, lay_out(planned, job.limits)[2])
+
+
+def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
+    kernels = planned.kernels()
+    stages = [*job.cache.records, job.cache.would_run("kernels", f"library {job.target}", library_parts(kernels, job.target))]
+    stages += [job.cache.would_run("weights", w.key, weight_parts(planned.graph, w, job.identities)) for w in planned.weights()]
+    weight_bytes = sum(k.cost.weight_bytes for k in kernels)
+    limits = measure_limits(None if job.recipe.cpu.threads == "auto" else job.recipe.cpu.threads)
+
+    def tokens_per_s(sequences: int) -> float:
+        flops = sequences * sum(k.cost.token_flops for k in kernels)
+        read = weight_bytes + sequences * sum(k.cost.token_bytes for k in kernels)
+        return sequences / limits.seconds(read, flops)
+
+    most = job.limits.max_sequences
+    prediction = Prediction(tokens_per_s(1), tokens_per_s(most), most, limits)
+    return BuildReport(job.out, True, why, _memory(job, planned, weight_bytes), prediction, stages, _segment_reasons(planned))
+
+
+def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:
+    return {step.name: planned.declined[step.nodes[0].name] for step in planned.steps if not step.kernel}
+
+
+def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
+    kernels = planned.kernels()
+    with job.progress.stage("compile kernels", total=len({k.symbol for k in kernels}), unit="kernels") as stage:
+        library = compile_library(kernels, job.target, job.cache, cores(), stage.advance)
+    weight_bytes = sum(k.cost.weight_bytes for k in kernels)
+    with job.progress.stage("pack weights", total=weight_bytes, unit="B") as stage:
+        packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, cores(), stage.advance)
+        segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
+    with directory.publishing(job.out) as draft:
+        with job.progress.stage("write the engine"):
+            described = _write(job, planned, draft, library, packed, segments)
+        with job.progress.stage("verify"):
+            accuracy = verify.verify(job.recipe, job.checkpoint, draft, job.cache, job.identities)
+        if accuracy:
+            verify.write(accuracy, draft)
+            files = described.files | {"verify.json": manifest.hash_file(draft / "verify.json")}
+            dataclasses.replace(described, files=files).write(draft)
+    memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
+    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy)
+
+
+def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],
+           segments: dict[int, pathlib.Path]) -> manifest.Manifest:
+    """Everything but verify.json, which is about what is written here."""
+    library_name = f"host-{job.target.isa}.so"
+    directory.link(library, draft / "kernels" / library_name)
+    for file in packed.values():
+        directory.link(file.path, draft / "weights" / f"{file.digest}.bin")
+    for path in segments.values():
+        directory.link(path, draft / "segments" / f"{path.name}.onnx")
+    tokenizer = tokenizer_files.write_tokenizer(job.checkpoint, draft / "tokenizer")
+    weights = {key: manifest.WeightRef(file.name, f"{file.digest}.bin", file.bytes) for key, file in packed.items()}
+    names = {number: f"{path.name}.onnx" for number, path in segments.items()}
+    plan = make_plan(planned, job.limits, num_blocks_of(job, _block_bytes(planned)), library_name, weights, names)
+    _write_explanation(plan, draft)
+    described = manifest.Manifest(
+        model=job.recipe.model,
+        target=manifest.Target(job.target.kind, job.target.isa, CPU_ISAS[job.target.isa][0]),
+        limits=job.limits,
+        plan=plan,
+        files={str(p.relative_to(draft)): manifest.hash_file(p) for p in sorted(draft.rglob("*")) if p.is_file()},
+        tokenizer=tokenizer,
+        deterministic=job.recipe.runtime.deterministic,
+        default_sampling=tokenizer_files.default_sampling(job.checkpoint, job.recipe.sampling.model_dump()),
+        recipe=job.recipe.resolved(),
+        model_config=json.loads(job.checkpoint.config.to_json_string()),
+        slipway_version=version(),
+    )
+    described.write(draft)
+    return described
+
+
+def _write_explanation(plan: manifest.Plan, draft: pathlib.Path) -> None:
+    steps = [{"step": step.name, "op": step.op, **step.cost} for step in plan.steps]
+    (draft / "explain.json").write_text(json.dumps(steps, indent=1) + "\n")

@@ -1,0 +1,122 @@
+"""Compares an engine with the checkpoint it came from, on a fixed text: its own kernels against transformers in float32."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from slipway.compiler.cache import StageCache, digest
+from slipway.compiler.checkpoint import Checkpoint
+from slipway.compiler.errors import InternalError
+from slipway.compiler.identity import Identities
+from slipway.compiler.machine import memory_bytes
+from slipway.recipes.schema import Recipe
+from slipway.runtime.manifest import Manifest
+
+TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
+WINDOW = 256  # tokens
+WINDOWS = 8
+LARGE_MODEL_PARAMETERS = 100_000_000  # from here on one window must do: float32 in torch is slow
+MEMORY_SHARE = 0.6  # of what is free, for the reference
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """kl: mean over tokens of KL(checkpoint || engine), nats. top1: share of tokens where both think the same likeliest.
+
+    perplexity_ratio: engine over checkpoint on the text itself. limit: the largest kl the recipe lets through.
+    """
+
+    kl: float
+    kl_max: float
+    top1: float
+    perplexity_ratio: float
+    tokens: int
+    limit: float
+
+
+def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: StageCache, identities: Identities) -> Accuracy | None:
+    """The engine's accuracy; None where the recipe does without. Raises UserError on a miss."""
+    if recipe.verify.when == "never" or (recipe.verify.when == "auto" and not reference_fits(checkpoint)):
+        return None
+    windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length)
+    parts = {
+        "engine": digest(json.dumps({name: file.xxh3_128 for name, file in Manifest.read(engine).files.items()})),
+        "checkpoint": digest("".join(identities.file(path) for path in checkpoint.files())),
+        "tokens": digest(windows.tobytes()),
+    }
+    measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows))))
+    accuracy = Accuracy(**json.loads(measured.read_text()), limit=recipe.verify.kl)
+    if not accuracy.kl <= accuracy.limit:
+        raise recipe.error(("verify", "kl"), f"the engine misses its accuracy: KL {accuracy.kl:.2g} nats a token", f"at most {accuracy.limit:g}",
+                           "raise the precision (precision.weights, precision.lm_head, a smaller group_size), or state what you accept")
+    return accuracy
+
+
+def reference_fits(checkpoint: Checkpoint) -> bool:
+    return 4 * num_parameters(checkpoint) < MEMORY_SHARE * memory_bytes()[1]
+
+
+def num_parameters(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(checkpoint.info(name).shape) for name in checkpoint)
+
+
+def token_windows(checkpoint: Checkpoint, max_sequence_length: int) -> np.ndarray:
+    """Token ids int32 [windows, tokens] of the fixed text; random ones for a checkpoint without a tokenizer."""
+    length = min(WINDOW, max_sequence_length)
+    count = WINDOWS if num_parameters(checkpoint) < LARGE_MODEL_PARAMETERS else 1
+    path, vocab = checkpoint.directory / "tokenizer.json", checkpoint.config.vocab_size
+    if path.exists():
+        ids = np.array(Tokenizer.from_file(str(path)).encode(TEXT.read_text()).ids, np.int32)
+    else:
+        ids = np.random.default_rng(0).integers(0, vocab, WINDOW * WINDOWS).astype(np.int32)
+    count = min(count, len(ids) // length)
+    return np.minimum(ids[: count * length], vocab - 1).reshape(count, length)
+
+
+def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray) -> dict[str, Any]:
+    reference = torch.log_softmax(_reference_logits(checkpoint, windows), -1)
+    found = torch.log_softmax(torch.from_numpy(engine_logits(engine, windows)), -1)
+    kl = (reference.exp() * (reference - found)).sum(-1)
+    nexts = torch.from_numpy(windows[:, 1:].astype(np.int64))[..., None]
+    surprise = [logprobs[:, :-1].gather(-1, nexts).mean() for logprobs in (reference, found)]
+    return {
+        "kl": kl.mean().item(),
+        "kl_max": kl.max().item(),
+        "top1": (reference.argmax(-1) == found.argmax(-1)).float().mean().item(),
+        "perplexity_ratio": (surprise[0] - surprise[1]).exp().item(),
+        "tokens": windows.size,
+    }
+
+
+@torch.no_grad()
+def _reference_logits(checkpoint: Checkpoint, windows: np.ndarray) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True).eval()
+    return torch.cat([model(torch.from_numpy(window[None].astype(np.int64)), use_cache=False).logits for window in windows])
+
+
+def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:
+    """f32 [windows, tokens, vocab]: what the engine says after each token, from a process of the runtime alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
+        np.save(tokens, windows)
+        done = subprocess.run([sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)], capture_output=True, text=True)
+        if done.returncode:
+            raise InternalError(f"the engine just built does not run:\n{done.stderr[-4000:]}")
+        return np.load(logits)
+
+
+def write(accuracy: Accuracy, engine: pathlib.Path) -> None:
+    """verify.json: what was compared, and how close it came."""
+    (engine / "verify.json").write_text(json.dumps(asdict(accuracy), indent=1) + "\n")

@@ -1,0 +1,30 @@
+"""attention(rotary(q, rotary_table(positions, table)), rotary(k, same), v)  ->  attention(q, k, v, rope=table)
+
+The attention kernel rotates each head where it lies, while it writes K to the cache: no rotated copy of q and k.
+
+Before fuse_qk_norm: the model norms first and rotates then, so the rotation is the outer of the two.
+"""
+
+from __future__ import annotations
+
+from slipway.compiler.ops import op
+from slipway.passes.rewrite import Rewrite
+
+
+class FuseRotary(Rewrite):
+    def before(self, q, k, cos_sin, positions, head_dim, **attention):
+        q, k = op.rotary(q, cos_sin, head_dim), op.rotary(k, cos_sin, head_dim)
+        return op.paged_attention(q=q, k=k, rope=None, positions=positions, head_dim=head_dim, **attention)
+
+    def after(self, q, k, cos_sin, positions, head_dim, **attention):
+        rope = cos_sin.argument("table")
+        return op.paged_attention(q=q, k=k, rope=rope, positions=positions, head_dim=head_dim, **attention)
+
+    def unless(self, cos_sin, positions, q_norm):
+        if not cos_sin.is_op("slipway::rotary_table"):
+            return "the angles are not rows of a table"
+        if cos_sin.argument("positions") != positions:
+            return "the rotation is by other positions than the attention's"
+        if q_norm is not None:
+            return "the attention norms before it rotates, the graph after"
+        return None
