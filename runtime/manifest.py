@@ -1,10 +1,23 @@
-"""Reads, checks and writes engine.json: everything the runtime knows of an engine directory."""
+"""Reads, checks and writes engine.json: everything the runtime knows of an engine directory.
+
+`files` lists every other file of the directory by its path in it ("weights/ab12.bin"). `WeightRef.file`, `Plan.library` and
+`Step.segment` are names below weights/, kernels/ and segments/. The file carries a checksum of its own contents.
+"""
 
 from __future__ import annotations
 
+import json
+import pathlib
 from dataclasses import dataclass, field
 
+import xxhash
+
+from slipway.runtime.errors import EngineError
+from slipway.runtime.typed_json import from_json, to_json
+
 FORMAT_VERSION = 1
+ABI_VERSION = 1  # slipway::abi_version of abi.hpp
+FILE_NAME = "engine.json"
 
 
 @dataclass(frozen=True)
@@ -14,6 +27,9 @@ class Size:
     fixed: int = 0
     per_token: int = 0
     per_logit_row: int = 0
+
+    def at(self, tokens: int, logit_rows: int) -> int:
+        return self.fixed + self.per_token * tokens + self.per_logit_row * logit_rows
 
 
 @dataclass(frozen=True)
@@ -90,3 +106,103 @@ class Plan:
     weights: tuple[WeightRef, ...]
     steps: tuple[Step, ...]
     kv: KvCache
+
+
+@dataclass(frozen=True)
+class Target:
+    """kind: "cpu". isa: its name, for messages. cpu_flags: what /proc/cpuinfo must list."""
+
+    kind: str
+    isa: str
+    cpu_flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """tokenizer/tokenizer.json and, if `has_chat_template`, tokenizer/chat_template.jinja.
+
+    special_tokens: what a chat template may name ("bos_token": "<s>"). add_special_tokens: a plain prompt gets what the
+    tokenizer's post-processor adds; a rendered chat never does.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    add_special_tokens: bool = True
+    has_chat_template: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An engine directory. default_sampling: fields of SamplingParams that the model's authors recommend."""
+
+    model: str
+    target: Target
+    limits: Limits
+    plan: Plan
+    files: dict[str, File]
+    tokenizer: Tokenizer | None = None  # None: prompts are token ids, completions have no text
+    deterministic: bool = False
+    default_sampling: dict = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
+    model_config: dict = field(default_factory=dict)
+    slipway_version: str = ""
+    abi_version: int = ABI_VERSION
+    format_version: int = FORMAT_VERSION
+
+    def write(self, directory: str | pathlib.Path) -> None:
+        """Writes engine.json. The other files must be in place already."""
+        body = to_json(self)
+        text = json.dumps({"checksum": _checksum(body), **body}, indent=1)
+        (pathlib.Path(directory) / FILE_NAME).write_text(text + "\n")
+
+    @classmethod
+    def read(cls, directory: str | pathlib.Path) -> Manifest:
+        """The manifest, every name, index and range in it checked, every file there and as long as it should be.
+
+        Raises EngineError. The contents of the files are `integrity.verify`'s business.
+        """
+        from slipway.runtime.manifest_checks import check_files, check_manifest
+
+        where = str(pathlib.Path(directory) / FILE_NAME)
+        manifest = from_json(cls, _checked_body(where), where)
+        check_manifest(manifest, where)
+        check_files(manifest, pathlib.Path(directory))
+        return manifest
+
+
+def hash_file(path: str | pathlib.Path) -> File:
+    """The entry of `Manifest.files` for a file on disk."""
+    digest = xxhash.xxh3_128()
+    size = 0
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+            size += len(chunk)
+    return File(size, digest.hexdigest())
+
+
+def _checksum(body: dict) -> str:
+    return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _checked_body(where: str) -> dict:
+    try:
+        body = json.loads(pathlib.Path(where).read_bytes())
+    except FileNotFoundError:
+        raise EngineError(where, "no such file", "an engine directory made by `slipway build`") from None
+    except ValueError as error:
+        raise EngineError(where, f"not JSON ({error})", hint="the engine is damaged: copy or build it again") from None
+    if not isinstance(body, dict) or "format_version" not in body:
+        raise EngineError(where, "no format_version", "an engine directory made by `slipway build`")
+    for name, ours in (("format_version", FORMAT_VERSION), ("abi_version", ABI_VERSION)):
+        if body.get(name) != ours:
+            raise EngineError(where, f"{name} {body.get(name)}", f"{ours}", "build the engine with this Slipway")
+    if body.pop("checksum", None) != _checksum(body):
+        raise EngineError(where, "contents do not match their checksum", hint="the engine is damaged: copy or build it again")
+    return body

@@ -1,0 +1,66 @@
+"""One thread that takes events out of the native engine, many at a time, and hands them to their requests."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+
+from slipway.runtime.errors import EngineError
+from slipway.runtime.requests import Delta, Logprob, Request, RequestMetrics, failed
+
+POLL_S = 1.0
+
+
+class Dispatcher(threading.Thread):
+    """native: slipway.runtime._native.Engine. token_text: the text of one token alone, for logprobs."""
+
+    def __init__(self, native, token_text: Callable[[int], str]):
+        super().__init__(name="slipway-dispatcher", daemon=True)
+        self.native, self.token_text = native, token_text
+        self.requests: dict[int, Request] = {}
+        self.ids = itertools.count(1)
+
+    def register(self, request: Request) -> int:
+        """The request's id: events that carry it go to the request, from now on."""
+        request.id = next(self.ids)
+        self.requests[request.id] = request
+        return request.id
+
+    def forget(self, request: Request) -> None:
+        self.requests.pop(request.id, None)
+
+    def run(self) -> None:
+        """Until the native engine has stopped and its last event is out. Nobody is left waiting."""
+        error: Exception = EngineError("engine", "closed")
+        try:
+            while (events := self.native.poll(POLL_S)) is not None:
+                for event in events:
+                    self._deliver(*event)
+        except Exception as problem:  # a bug of ours: tell those who wait, then let the thread die of it
+            error = problem
+            raise
+        finally:
+            for request in list(self.requests.values()):
+                request.fail(error)
+            self.requests.clear()
+
+    def _deliver(self, number: int, index: int, text: str, token_ids: list, logprobs, finish_reason, error, metrics, cached) -> None:
+        request = self.requests.get(number)
+        if request is None:
+            return
+        if error is not None:
+            request.fail(failed(error))
+        else:
+            entries = None if logprobs is None else [self._entries(token) for token in logprobs]
+            times = RequestMetrics(*metrics) if metrics else None
+            request.add(Delta(index, text, token_ids, entries, finish_reason, times, cached))
+        if request.ended:
+            self.forget(request)
+
+    def _entries(self, logprobs: list[tuple[int, float]]) -> list[Logprob]:
+        """logprobs: of the token drawn, then of the best, best first."""
+        (drawn, logprob), *best = logprobs
+        ranks = {token: rank for rank, (token, _) in enumerate(best, 1)}
+        first = Logprob(drawn, logprob, ranks.get(drawn), self.token_text(drawn))
+        return [first, *(Logprob(token, value, ranks[token], self.token_text(token)) for token, value in best)]

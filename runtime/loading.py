@@ -1,0 +1,113 @@
+"""An engine directory -> a native engine: checked against this machine, mapped, compared with its hashes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from slipway.runtime import integrity, machine
+from slipway.runtime.errors import EngineError
+from slipway.runtime.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Options:
+    """threads: None for every usable core. kv_tokens: None for what the recipe says. verify: compare all files with hashes."""
+
+    threads: int | None = None
+    kv_tokens: int | None = None
+    verify: bool = True
+
+    def __post_init__(self):
+        for name in ("threads", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise EngineError(name, f"{value!r}", "a whole number of at least 1")
+
+    @property
+    def num_threads(self) -> int:
+        return self.threads or machine.usable_cores()
+
+
+def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
+    """Raises EngineError if this processor cannot run the engine's kernels."""
+    missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
+    if manifest.target.kind != "cpu":
+        raise EngineError(str(where), f"built for {manifest.target.kind}", "a cpu engine")
+    if missing:
+        raise EngineError(
+            str(where),
+            f"built for {manifest.target.isa}; this CPU lacks {', '.join(missing)}",
+            hint="build it again with target.isa native on this machine",
+        )
+
+
+def choose_blocks(manifest: Manifest, options: Options) -> int:
+    """KV blocks to allocate. Raises EngineError if they, or anything else, would not fit."""
+    plan, limits = manifest.plan, manifest.limits
+    block_bytes = plan.kv.layers * plan.kv.block_bytes
+    asked = options.kv_tokens
+    blocks = plan.kv.num_blocks if asked is None else -(-asked // plan.kv.block_size)
+    scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
+    rest = scratch + sum(weight.bytes for weight in plan.weights) + limits.max_logit_rows * plan.vocab_size
+    available = machine.available_bytes()
+    if rest + blocks * block_bytes > available:
+        fitting = max(0, (available - rest) // max(1, block_bytes)) * plan.kv.block_size
+        raise EngineError(
+            "memory",
+            f"{_gib(rest)} for weights and activations and {_gib(blocks * block_bytes)} for {blocks * plan.kv.block_size} KV tokens",
+            f"at most the {_gib(available)} available",
+            f"ask for kv_tokens of at most {fitting}" if fitting else "not even the weights fit",
+        )
+    return blocks
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def map_files(manifest: Manifest, directory: pathlib.Path, options: Options) -> list:
+    """The weights, mapped; their pages are in place, and compared with their hashes if so asked."""
+    from slipway.runtime import _native
+
+    weights = [_native.Mapping(str(directory / "weights" / w.file), w.bytes) for w in manifest.plan.weights]
+    if options.verify:
+        mapped = {f"weights/{w.file}": mapping for w, mapping in zip(manifest.plan.weights, weights, strict=True)}
+        integrity.verify(manifest, directory, mapped, options.num_threads)
+    else:
+        with ThreadPoolExecutor(options.num_threads) as pool:
+            list(pool.map(lambda mapping: mapping.populate(), weights))
+    return weights
+
+
+def request_amx(manifest: Manifest) -> None:
+    if "amx_tile" in manifest.target.cpu_flags:
+        from slipway.runtime import _native
+
+        _native.request_amx()
+
+
+def tokenizer_of(manifest: Manifest, directory: pathlib.Path):
+    """tokenizers.Tokenizer, or None for an engine without."""
+    if manifest.tokenizer is None:
+        return None
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would take the team's cores
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer" / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise EngineError(str(path), f"not a tokenizer ({error})", hint="the engine is damaged: copy or build it again") from None
+
+
+def bind_segments(manifest: Manifest, directory: pathlib.Path, native, options: Options) -> None:
+    """Gives the native engine a runner for the plan's ONNX segments, if it has any."""
+    if any(step.segment for step in manifest.plan.steps):
+        from slipway.runtime.segments import Segments
+
+        segments = Segments(manifest, directory, options.num_threads)
+        segments.bind(native.arena())
+        native.run_segments_with(segments.run)

@@ -1,0 +1,26 @@
+// The shared object with an engine's kernels.
+#pragma once
+#include <string>
+
+#include "slipway/abi.hpp"
+
+namespace slipway {
+
+class Library {
+ public:
+  Library() = default;
+  explicit Library(const std::string& path);  // throws std::runtime_error
+  ~Library();
+  Library(Library&& other) noexcept;
+  Library& operator=(Library&& other) noexcept;
+
+  Kernel kernel(const std::string& symbol) const;  // throws std::runtime_error
+
+ private:
+  std::string path_;
+  void* handle_ = nullptr;
+};
+
+void request_amx();  // Linux hands out the tile registers on request, once a process; throws std::runtime_error
+
+}  // namespace slipway

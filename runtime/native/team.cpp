@@ -1,0 +1,52 @@
+#include "team.hpp"
+
+#include <pthread.h>
+
+namespace slipway {
+
+Team::Team(int32_t size) : size_(size) {
+  workers_.reserve(static_cast<size_t>(size - 1));
+  for (int32_t rank = 1; rank < size; ++rank) workers_.emplace_back([this, rank] { work(rank); });
+}
+
+Team::~Team() {
+  stopping_ = true;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void Team::start(Function function, const void* job) {
+  function_ = function;
+  job_ = job;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  function(job, 0);
+  barrier_.wait(static_cast<uint32_t>(size_));
+}
+
+void Team::work(int32_t rank) {
+  pthread_setname_np(pthread_self(), "slipway-worker");
+  for (uint32_t seen = 0;;) {
+    seen = next_round(seen);
+    if (stopping_) return;
+    function_(job_, rank);
+    barrier_.wait(static_cast<uint32_t>(size_));
+  }
+}
+
+uint32_t Team::next_round(uint32_t seen) {
+  const auto deadline = std::chrono::steady_clock::now() + spin_time;
+  while (std::chrono::steady_clock::now() < deadline) {
+    for (int i = 0; i < 64; ++i) {
+      if (const uint32_t round = round_.load(std::memory_order_acquire); round != seen) return round;
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
+  round_.wait(seen, std::memory_order_acquire);
+  return round_.load(std::memory_order_acquire);
+}
+
+}  // namespace slipway

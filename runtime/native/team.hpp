@@ -1,0 +1,48 @@
+// A team of threads that run one job together, again and again.
+//
+// Rank 0 is the thread that calls run(); the others wait, spinning for `spin_time` after the last job and sleeping after that.
+// run() returns when every thread has finished the job, and what they wrote is visible to the caller.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "slipway/abi.hpp"
+
+namespace slipway {
+
+class Team {
+ public:
+  static constexpr std::chrono::microseconds spin_time{150};
+
+  explicit Team(int32_t size);
+  ~Team();
+  Team(const Team&) = delete;
+
+  int32_t size() const { return size_; }
+  Barrier& barrier() { return barrier_; }  // of all threads, for use inside a job
+
+  // Calls job(rank) on every thread. One caller at a time; the job must not throw.
+  template <class Job> void run(const Job& job) {
+    start([](const void* job, int32_t rank) { (*static_cast<const Job*>(job))(rank); }, &job);
+  }
+
+ private:
+  using Function = void (*)(const void*, int32_t rank);
+
+  void start(Function function, const void* job);
+  void work(int32_t rank);
+  uint32_t next_round(uint32_t seen);
+
+  int32_t size_;
+  Function function_ = nullptr;
+  const void* job_ = nullptr;
+  bool stopping_ = false;
+  alignas(64) std::atomic<uint32_t> round_{0};
+  Barrier barrier_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace slipway

@@ -1,0 +1,36 @@
+"""How long each step of a plan takes, measured by real requests that decode together."""
+
+from __future__ import annotations
+
+import statistics
+
+from slipway.runtime.errors import EngineError
+from slipway.runtime.sampling import SamplingParams
+
+
+def median_step_seconds(engine, sequences: int, context: int, rounds: int) -> list[float]:
+    """Medians over `rounds` decoding steps of `sequences` sequences with about `context` cached tokens. Needs an idle engine."""
+    limits, vocab_size = engine.manifest.limits, engine.manifest.plan.vocab_size
+    if not 1 <= sequences <= limits.max_sequences:
+        raise EngineError("sequences", f"{sequences}", f"1..{limits.max_sequences}")
+    if context + rounds >= limits.max_sequence_length:
+        raise EngineError("context", f"{context}", f"less than {limits.max_sequence_length - rounds}")
+    # While other prompts are still being read, the first to finish decode alone: they must outlast that.
+    prefills = -(-sequences * context // limits.max_batch_tokens)
+    tokens = min(rounds + 2 * prefills + 2, limits.max_sequence_length - context)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    engine._native.record_step_times(True)
+    try:
+        engine.generate([_prompt(number, context, vocab_size) for number in range(sequences)], sampling)
+    finally:
+        engine._native.record_step_times(False)
+    decoding = [seconds for num_tokens, num_sequences, seconds in engine._native.take_step_times()
+                if num_tokens == num_sequences == sequences]
+    if not decoding:
+        raise EngineError("sequences", f"{sequences} never decoded together", hint="fewer sequences, or a larger KV cache")
+    return [statistics.median(times) for times in zip(*decoding[-rounds:], strict=True)]
+
+
+def _prompt(number: int, context: int, vocab_size: int) -> list[int]:
+    """Prompts that share no prefix."""
+    return [(number * 7919 + position * 31) % vocab_size for position in range(context)]

@@ -1,0 +1,96 @@
+"""The class that Triton's Python stub runs: requests go to the engine, what it produces goes to the pump."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from slipway.runtime.engine import Engine, SamplingParams
+from slipway.runtime.errors import EngineError, RequestError
+from slipway.runtime.triton import wire
+from slipway.runtime.triton.attendant import Attendant
+from slipway.runtime.triton.exchange import Exchange
+from slipway.runtime.triton.pump import Job, Pump
+from slipway.runtime.triton.tensorrt_llm import TensorrtLlmExchange
+from slipway.runtime.triton.vllm import VllmExchange
+
+CONTRACTS = {"vllm": VllmExchange, "tensorrt_llm": TensorrtLlmExchange}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of config.pbtxt."""
+
+    contract: str
+    engine: str  # a path; a relative one starts at the version folder
+    threads: int | None = None
+    kv_tokens: int | None = None
+
+    @classmethod
+    def read(cls, config: dict) -> Settings:
+        stated = {name: value["string_value"] for name, value in config["parameters"].items() if name.islower()}
+        unknown = stated.keys() - cls.__dataclass_fields__
+        if unknown:
+            raise EngineError("config.pbtxt", f"unknown parameters {sorted(unknown)}", f"of {sorted(cls.__dataclass_fields__)}")
+        return cls(**stated | {name: int(stated[name]) for name in ("threads", "kv_tokens") if name in stated})
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict) -> None:
+        config = json.loads(args["model_config"])
+        settings = Settings.read(config)
+        folder = Path(args["model_repository"]) / args["model_version"] / settings.engine
+        self.exchange = CONTRACTS[settings.contract]
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
+        self.engine = Engine.load(folder, threads=settings.threads, kv_tokens=settings.kv_tokens, verify=False)
+        self.pump = Pump(wire)
+        self.attendant = Attendant(self.pump, self.engine, {"model": args["model_name"], "version": args["model_version"]})
+        self.pump.start()
+        self.attendant.start()
+
+    def execute(self, requests: list) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._take(request, sender)
+            except Exception as error:
+                if not isinstance(error, EngineError):
+                    pb_utils.Logger.log_error(traceback.format_exc())
+                wire.fail(sender, error)
+
+    def finalize(self) -> None:
+        """Triton calls this when no request is in flight any more."""
+        self.attendant.stop()
+        self.engine.close(drain=False)
+        self.pump.stop()
+
+    def _take(self, request, sender) -> None:
+        inputs = wire.read_inputs(request)
+        if "stop" in inputs and inputs["stop"].flat[0]:
+            self._stop(request.request_id())
+            wire.send(sender, {}, final=True)
+            return
+        job = Job(self._read(inputs, request.parameters()), sender, request.request_id())
+        try:
+            for call in job.exchange.calls:
+                job.requests.append(self.engine.submit(call.prompt, SamplingParams(**call.params), **call.options))
+        except Exception:
+            job.cancel()
+            raise
+        self.pump.add(job)
+
+    def _read(self, inputs: dict, parameters: str) -> Exchange:
+        exchange = self.exchange(inputs, parameters, self.engine.tokenizer)
+        if not self.decoupled and (exchange.stream or exchange.num_responses > 1):
+            found = "a stream" if exchange.stream else f"{exchange.num_responses} responses"
+            raise RequestError("request", f"{found} asked of a model that is not decoupled", "one response")
+        return exchange
+
+    def _stop(self, request_id: str) -> None:
+        """A TensorRT-LLM client ends a request by sending its id again, with `stop`."""
+        for job in [job for job in list(self.pump.jobs) if job.request_id == request_id]:
+            job.cancel()

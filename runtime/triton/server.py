@@ -1,0 +1,206 @@
+"""Runs the bundled tritonserver on a model repository: starts it, waits until it is ready, stops it, leaves nothing.
+
+The server and the stubs it starts are one process group. Their shared memory regions carry a prefix of their own, so
+what a killed server leaves behind is found and removed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slipway.runtime.errors import EngineError
+from slipway.runtime.triton import bundle
+
+POLL_S = 0.05
+FAILED_LOAD = re.compile(r"\"failed to load '(.+?)' version \d+: (?:\w+: )*(.*?)(?:\\n\\nAt:|\"$)")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class Server:
+    """`with Server(repository) as server:` gives a ready server; leaving the block stops it.
+
+    A port of 0 is replaced by a free one. explicit: load nothing but `load_models`, and obey the load and unload calls.
+    drain_s: how long a stopping server lets requests in flight finish. progress: called with a line, about once a second.
+    """
+
+    repository: Path
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    explicit: bool = False
+    load_models: tuple[str, ...] = ()
+    ready_timeout_s: float = 120
+    drain_s: int = 30
+    progress: Callable[[str], None] | None = None
+    arguments: tuple[str, ...] = ()
+    shared_memory_prefix: str = field(init=False, default_factory=lambda: f"slipway_{uuid.uuid4().hex[:12]}_")
+    folder: Path | None = field(init=False, default=None)
+    process: subprocess.Popen | None = field(init=False, default=None)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def http(self) -> str:
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.host}:{self.metrics_port}"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace") if self.folder else ""
+
+    def start(self) -> None:
+        """Returns when every model is ready; raises EngineError with the end of the log when one is not."""
+        if not Path(self.repository).is_dir():
+            raise EngineError(str(self.repository), "no such folder", "a Triton model repository")
+        installed = bundle.find()
+        self.folder = Path(tempfile.mkdtemp(prefix="slipway-triton-"))
+        try:
+            installed.write_backends(self.folder / "backends")
+            self._take_free_ports()
+            with open(self.folder / "log", "wb") as log:
+                self.process = subprocess.Popen(
+                    self.command(installed),
+                    env=installed.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def command(self, installed: bundle.Bundle) -> list[str]:
+        mode = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in self.load_models)]
+        return [
+            str(installed.server),
+            f"--model-repository={Path(self.repository).resolve()}",
+            f"--backend-directory={self.folder / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            *(f"--{kind}-address={self.host}" for kind in ("http", "grpc", "metrics")),
+            *(f"--{kind}-port={getattr(self, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")),
+            f"--exit-timeout-secs={self.drain_s}",
+            *(mode if self.explicit else []),
+            *self.arguments,
+        ]
+
+    def stop(self) -> None:
+        """SIGTERM, at most drain_s for the requests in flight, then SIGKILL to all that is left of the group."""
+        try:
+            if self.process and self.folder:
+                self._end_process(self.process)
+        finally:
+            for region in self.regions():
+                region.unlink(missing_ok=True)
+            if self.folder:
+                shutil.rmtree(self.folder)
+            self.folder = None
+
+    def kill(self) -> None:
+        """Ends the server at once, as a crash would; `stop` still has to be called."""
+        self._signal_group(signal.SIGKILL)
+
+    def regions(self) -> list[Path]:
+        """Shared memory regions of this server that exist now."""
+        return sorted(SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"))
+
+    def processes(self) -> list[int]:
+        """Processes of this server that run now: its own and those of its models."""
+        running = [int(path.name) for path in Path("/proc").glob("[0-9]*")] if self.process else []
+        return [pid for pid in running if running_group(pid) == self.process.pid]
+
+    def _end_process(self, process: subprocess.Popen) -> None:
+        process.terminate()
+        try:
+            process.wait(self.drain_s + 2)
+        except subprocess.TimeoutExpired:
+            self._tell(f"Triton did not stop in {self.drain_s + 2} s: killing it")
+        finally:  # a second Ctrl-C comes here too
+            self._signal_group(signal.SIGKILL)
+            process.wait()
+
+    def _signal_group(self, number: int) -> None:
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:  # the whole group has ended
+            pass
+
+    def _take_free_ports(self) -> None:
+        """All at once, so that no two are the same."""
+        wanted = [name for name in ("http_port", "grpc_port", "metrics_port") if getattr(self, name) == 0]
+        sockets = [socket.socket() for _ in wanted]
+        for name, free in zip(wanted, sockets, strict=True):
+            free.bind((self.host, 0))
+            setattr(self, name, free.getsockname()[1])
+        for free in sockets:
+            free.close()
+
+    def _wait_ready(self) -> None:
+        start = told = time.monotonic()
+        while not self._is_ready():
+            now = time.monotonic()
+            if self.process.poll() is not None:
+                raise EngineError("triton", f"the server ended with exit code {self.process.returncode}:\n{self._failure()}")
+            if now - start > self.ready_timeout_s:
+                raise EngineError("triton", f"the server is not ready after {self.ready_timeout_s:.0f} s:\n{self._failure()}")
+            if now - told >= 1:
+                self._tell(f"starting Triton: {now - start:.0f} s")
+                told = now
+            time.sleep(POLL_S)
+        self._tell(f"Triton is ready after {time.monotonic() - start:.1f} s on {self.http} (HTTP) and {self.grpc} (gRPC)")
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except OSError:  # nothing listens yet
+            return False
+        finally:
+            connection.close()
+
+    def _failure(self) -> str:
+        """Why models did not load, or else the end of the log."""
+        lines = [line for line in self.log.splitlines() if line.strip()]
+        failures = [f"model {found[1]}: {found[2]}" for line in lines if (found := FAILED_LOAD.search(line))]
+        return "\n".join(failures or [line[:300] for line in lines[-30:]])
+
+    def _tell(self, line: str) -> None:
+        if self.progress:
+            self.progress(line)
+
+
+def running_group(pid: int) -> int | None:
+    """The process group; None for a process that has ended, though nobody may have waited for it yet."""
+    try:
+        state, _, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(group)

@@ -1,0 +1,176 @@
+"""The contract of TensorRT-LLM's Triton models: `ensemble` (text in, text out) and `tensorrt_llm` (ids in, ids out).
+
+One parser serves both: a request with input_ids is answered in ids. Inputs and outputs have a leading batch dimension;
+every row is a prompt. Each sequence of each row has its own responses. A stream carries new tokens only; otherwise the
+answer repeats the prompt unless exclude_input_in_output is true.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from slipway.runtime.errors import RequestError
+from slipway.runtime.triton.exchange import Call, Inputs, Outputs, Part, read_text, text_tensor
+
+SYNONYMS = {
+    "request_output_len": "max_tokens",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "len_penalty": "length_penalty",
+    "streaming": "stream",
+    "random_seed": "seed",
+    "min_length": "min_tokens",
+}
+# What the engine does not do: (values that ask for nothing, reason).
+REFUSED = {
+    "beam_width": ((1,), "the engine samples and has no beam search; num_return_sequences gives several answers"),
+    "return_context_logits": ((False,), "the engine keeps no logits; return_log_probs gives log probabilities"),
+    "return_generation_logits": ((False,), "the engine keeps no logits; return_log_probs gives log probabilities"),
+    "return_perf_metrics": ((False,), "times are on /metrics"),
+}
+PLAIN = ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "seed")
+
+
+class TensorrtLlmExchange:
+    def __init__(self, inputs: Inputs, _parameters: str, tokenizer):
+        rows = split_rows(inputs)
+        self.rows = [Row(row, tokenizer) for row in rows]
+        self.calls = [row.call for row in self.rows]
+        self.stream = bool(rows[0].get("stream", [False])[0])
+        self.num_responses = sum(row.call.params["n"] for row in self.rows)
+
+    def responses(self, parts: list[Part]) -> list[Outputs]:
+        return [self._response(self.rows[part.call], part) for part in parts]
+
+    def _response(self, row: Row, part: Part) -> Outputs:
+        outputs = row.content(part, repeat_prompt=not self.stream)
+        if row.wants("return_log_probs"):
+            outputs["cum_log_probs"] = np.array([[part.cumulative_logprob]], np.float32)
+            outputs["output_log_probs"] = np.array([[[entries[0].logprob for entries in part.logprobs]]], np.float32)
+        counts = {
+            "batch_index": part.call if len(self.rows) > 1 else None,
+            "sequence_index": part.index if row.call.params["n"] > 1 else None,
+            "num_input_tokens": part.num_prompt_tokens if row.wants("return_num_input_tokens") else None,
+            "num_output_tokens": len(part.token_ids) if row.wants("return_num_output_tokens") else None,
+        }
+        return outputs | {name: np.array([[count]], np.int32) for name, count in counts.items() if count is not None}
+
+
+def split_rows(inputs: Inputs) -> list[dict[str, np.ndarray]]:
+    """One dict a prompt, under the names of the text model."""
+    names = {name: SYNONYMS.get(name, name) for name in inputs}
+    for name, common in names.items():
+        if name != common and common in inputs:
+            raise RequestError(name, f"given beside {common}", "one of the two")
+    prompts = [name for name in ("text_input", "input_ids") if name in inputs]
+    if len(prompts) != 1:
+        raise RequestError("text_input, input_ids", f"{len(prompts)} of them given", "exactly one")
+    size = inputs[prompts[0]].shape[0]
+    return [{common: inputs[name][index] for name, common in names.items()} for index in range(size)]
+
+
+class Row:
+    """One prompt of a request: its inputs, and its call of the engine."""
+
+    def __init__(self, row: dict[str, np.ndarray], tokenizer):
+        self.row = row
+        for name, (neutral, reason) in REFUSED.items():
+            if name in row and row[name][0] not in neutral:
+                raise RequestError(name, str(row[name][0]), str(neutral[0]), reason)
+        if "max_tokens" not in row:
+            raise RequestError("max_tokens", "not given", "how many tokens to generate (request_output_len for ids)")
+        self.prompt = self._prompt()
+        self.call = Call(self.prompt, self._plain() | self._shape() | self._end(tokenizer) | self._words(tokenizer))
+
+    def wants(self, name: str) -> bool:
+        return name in self.row and bool(self.row[name][0])
+
+    def content(self, part: Part, *, repeat_prompt: bool) -> Outputs:
+        repeat = repeat_prompt and not self.wants("exclude_input_in_output")
+        if isinstance(self.prompt, str):
+            return {"text_output": text_tensor([self.prompt * repeat + part.text]).reshape(1, 1)}
+        ids = self.prompt * repeat + part.token_ids
+        return {"output_ids": np.array([[ids]], np.int32), "sequence_length": np.array([[len(ids)]], np.int32)}
+
+    def _prompt(self) -> str | list[int]:
+        if "text_input" in self.row:
+            return read_text("text_input", self.row["text_input"][0])
+        ids = self.row["input_ids"].tolist()
+        length = int(self.row["input_lengths"][0]) if "input_lengths" in self.row else len(ids)
+        if not 0 < length <= len(ids):
+            raise RequestError("input_lengths", str(length), f"1 to {len(ids)}, the length of input_ids")
+        return ids[:length]
+
+    def _plain(self) -> dict:
+        params = {name: self.row[name][0].item() for name in PLAIN if name in self.row}
+        params["max_tokens"] = self.row["max_tokens"][0].item()
+        params["n"] = self.row["num_return_sequences"][0].item() if "num_return_sequences" in self.row else 1
+        if self.wants("return_log_probs"):
+            params["logprobs"] = 0
+        return params
+
+    def _shape(self) -> dict:
+        """TensorRT-LLM is greedy unless top_k or top_p says otherwise; a top_p of 0 is unsaid."""
+        top_k = self.row["top_k"][0].item() if "top_k" in self.row else 0
+        top_p = self.row["top_p"][0].item() if "top_p" in self.row else 0.0
+        if top_k == 1 or (top_k == 0 and top_p <= 0):
+            return {"temperature": 0.0}
+        temperature = self.row["temperature"][0].item() if "temperature" in self.row else 1.0
+        return {"temperature": temperature, "top_k": top_k, "top_p": top_p if top_p > 0 else 1.0}
+
+    def _end(self, tokenizer) -> dict:
+        """end_id takes the place of the model's own; -1 means none. Sequences of several ids stop as text."""
+        stop_ids = [] if "end_id" not in self.row or self.row["end_id"][0] < 0 else [self.row["end_id"][0].item()]
+        words = read_word_list("stop_words_list", self.row)
+        return {
+            "ignore_eos": "end_id" in self.row,
+            "stop_token_ids": stop_ids + [word[0] for word in words if len(word) == 1],
+            "stop": read_words("stop_words", self.row) + [decode(tokenizer, word) for word in words if len(word) > 1],
+        }
+
+    def _words(self, tokenizer) -> dict:
+        bias = dict(enumerate(self.row["embedding_bias"].tolist())) if "embedding_bias" in self.row else {}
+        for word, weight in self._bias_words():
+            for token in encode(tokenizer, word):
+                bias[token] = bias.get(token, 0.0) + weight
+        return {
+            "bad_words": read_words("bad_words", self.row) + read_word_list("bad_words_list", self.row),
+            "logit_bias": {token: weight for token, weight in bias.items() if weight},
+        }
+
+    def _bias_words(self) -> list[tuple[str, float]]:
+        words = read_words("embedding_bias_words", self.row)
+        weights = self.row["embedding_bias_weights"].tolist() if "embedding_bias_weights" in self.row else []
+        if len(words) != len(weights):
+            raise RequestError("embedding_bias_weights", f"{len(weights)} weights", f"one for each of {len(words)} words")
+        return list(zip(words, weights, strict=True))
+
+
+def encode(tokenizer, word: str) -> list[int]:
+    if tokenizer is None:
+        raise RequestError("embedding_bias_words", repr(word), "embedding_bias: the engine has no tokenizer")
+    return tokenizer.encode(word, add_special_tokens=False).ids
+
+
+def decode(tokenizer, word: list[int]) -> str:
+    if tokenizer is None:
+        raise RequestError("stop_words_list", str(word), "single ids: the engine has no tokenizer")
+    return tokenizer.decode(word, skip_special_tokens=False)
+
+
+def read_words(name: str, row: dict[str, np.ndarray]) -> list[str]:
+    words = [read_text(name, word) for word in row.get(name, ())]
+    return [word for word in words if word]
+
+
+def read_word_list(name: str, row: dict[str, np.ndarray]) -> list[list[int]]:
+    """[2, N]: token ids of all words, one after the other, and where each word ends, padded with -1."""
+    if name not in row:
+        return []
+    ids, ends = row[name].tolist()
+    spans = list(itertools.pairwise([0, *(end for end in ends if end >= 0)]))
+    if any(not start < end <= len(ids) for start, end in spans):
+        raise RequestError(name, f"word ends {ends}", f"rising, from 1 to at most {len(ids)}, then -1")
+    return [ids[start:end] for start, end in spans]
