@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -114,8 +113,7 @@ def _export(model: nn.Module, hooks: Hooks, config: PreTrainedConfig) -> Exporte
     )
     dynamic = tuple({d: torch.export.Dim.DYNAMIC for d, e in enumerate(shape) if e in sizes} for shape in shapes.values())
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch and transformers about each other
+        with torch.no_grad():
             return torch.export.export(_Wrapper(model, hooks), examples, dynamic_shapes=dynamic, strict=False)
     except UserError:
         raise
@@ -176,8 +174,8 @@ class _Leaves:
         tensor = self.state.get(name)
         stored = next((n for n, t in self.state.items() if t is tensor and n in self.checkpoint), None)
         if stored and self.checkpoint.info(stored).shape != tensor.shape:
-            found = list(self.checkpoint.info(stored).shape)
-            raise UserError(f"{self.checkpoint.file_of(stored)}: {stored}", f"shape {found}", f"{list(tensor.shape)} by config.json")
+            where, found = f"{self.checkpoint.file_of(stored)}: {stored}", list(self.checkpoint.info(stored).shape)
+            raise UserError(where, f"shape {found}", f"{list(tensor.shape)} by config.json")
         return stored
 
     def check(self) -> None:

@@ -56,7 +56,7 @@ class Graph:
                 return node
         with self.fx.inserting_before(self._first_call()):
             node = self.fx.create_node("get_attr", name)
-        node.meta["val"] = self._leaf(name)
+        node.meta |= {"val": self._leaf(name), "constant": True}
         return node
 
     def call(self, target: OpOverload | Callable, *args: Any, **kwargs: Any) -> Node:
@@ -66,6 +66,7 @@ class Graph:
     def named_call(self, name: str | None, target: OpOverload | Callable, args: tuple, kwargs: dict[str, Any]) -> Node:
         if target is not operator.getitem:
             args, kwargs = ops.canonical(target, args, kwargs)
+            name = name or ops.node_name("", target)
         node = self.fx.create_node("call_function", target, args, kwargs, name)
         self._infer(node)
         return node
@@ -86,6 +87,7 @@ class Graph:
     def _infer(self, node: Node) -> None:
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         node.meta["val"] = node.target(*args, **kwargs)
+        node.meta["constant"] = bool(node.all_input_nodes) and all(map(ops.is_constant, node.all_input_nodes))
 
     # asking
 
@@ -166,23 +168,23 @@ class Graph:
         return dead
 
     def sort(self) -> None:
-        """Brings nodes into topological order, moving as few as possible."""
-        placed: set[Node] = set()
+        """Brings nodes into topological order: a node moves up only if one above it reads it."""
+        placed: dict[Node, None] = {}
         for node in self.nodes:
             self._place(node, placed, ())
+        order = list(placed)
+        for above, node in zip(order, order[1:]):
+            if above.next is not node:
+                above.append(node)
 
-    def _place(self, node: Node, placed: set[Node], below: tuple[Node, ...]) -> None:
-        """Puts what `node` reads before it. below: the nodes this call is on the way to."""
-        if node in placed:
-            return
+    def _place(self, node: Node, placed: dict[Node, None], below: tuple[Node, ...]) -> None:
+        """Puts what the node reads into `placed`, then the node. below: the nodes that this is done for."""
         if node in below:
-            raise InternalError(f"{node.name} depends on itself")
+            raise InternalError(f"%{node.name} depends on itself")
         for source in node.all_input_nodes:
             if source not in placed:
                 self._place(source, placed, (*below, node))
-                if below or source > node:
-                    node.prepend(source)
-        placed.add(node)
+        placed[node] = None
 
     # checking
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from slipway.compiler.errors import UserError
 
 ATTENTION = "slipway"  # the name under which transformers finds our attention
 ROTATE = "apply_rotary_pos_emb"
+# what models pass on to attention that does not change what it computes
+HARMLESS = ("dropout", "position_ids", "use_cache", "output_attentions", "output_router_logits")
 slipway = torch.ops.slipway
 
 
@@ -37,18 +39,20 @@ class Batch:
 
 @dataclass
 class Hooks:
-    """tables: the rotary tables, by the names they have in the graph."""
+    """tables: the rotary tables, by the names they have in the graph. paths: of the model's modules, for messages."""
 
     tables: dict[str, Tensor] = field(default_factory=dict)
+    paths: dict[nn.Module, str] = field(default_factory=dict)
     batch: Batch | None = None
 
     def register(self) -> None:
         AttentionInterface.register(ATTENTION, self.attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *args, **kwargs: None)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _no_mask)
 
     @contextlib.contextmanager
     def installed(self, model: nn.Module, num_positions: int) -> Iterator[None]:
         """The model's modules call our ops inside this context."""
+        self.paths = {module: path for path, module in model.named_modules()}
         with contextlib.ExitStack() as undo:
             norms: dict[tuple, Norm | None] = {}
             for path, module in model.named_modules():
@@ -73,14 +77,19 @@ class Hooks:
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: object,
+        is_causal: bool | None = None,
+        **others: object,
     ) -> tuple[Tensor, None]:
         """What transformers calls as attention: query, key, value [1, heads, T, head_dim] -> [1, T, heads, head_dim]."""
         heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
-        if s_aux is not None or value.shape[3] != head_dim:
-            raise UserError(type(module).__name__, "attention with sinks, or with values of another width than keys")
-        batch = self.batch
+        batch, cached = self.batch, self.batch.kv_cache.shape
+        unknown = [name for name, value in others.items() if value is not None and name not in HARMLESS]
+        if unknown or is_causal is False:
+            found = f"attention with {', '.join(unknown) or 'no order of tokens'}"
+            raise UserError(self.paths[module], found, "causal attention alone")
+        if not kv_heads == value.shape[1] == cached[3] or not head_dim == value.shape[3] == cached[5]:
+            found = f"keys of {kv_heads} x {head_dim}, values of {value.shape[1]} x {value.shape[3]}"
+            raise UserError(self.paths[module], found, f"{cached[3]} x {cached[5]}, as config.json says")
         packed = slipway.paged_attention(
             *(_tokens_first(x) for x in (query, key, value)),
             None, None, 0.0, False, None,  # norms and rotation come as nodes of their own; passes fuse them
@@ -122,6 +131,13 @@ class Hooks:
 class Norm:
     eps: float
     plus_one: bool
+
+
+def _no_mask(*args: object, config: PreTrainedConfig, local_size: int | None = None, use_vmap: bool = False,
+             **others: object) -> None:  # fmt: skip
+    """What transformers calls to make a mask: attention knows causality and windows by itself, and no other masks."""
+    if use_vmap or local_size not in (None, getattr(config, "sliding_window", None)):
+        raise UserError(type(config).__name__, "attention with a mask of the model's own", "causal, or of a sliding window")
 
 
 def recognize_norm(module: nn.Module) -> Norm | None:

@@ -21,10 +21,8 @@ ATEN = {  # short name -> overload; every other name is a slipway:: op
     "linear": "aten::linear",
     "mul": "aten::mul.Tensor",
     "relu": "aten::relu",
-    "reshape": "aten::reshape",
     "silu": "aten::silu",
     "slice": "aten::slice.Tensor",
-    "permute": "aten::permute",
 }
 GETITEM = "getitem"
 REST = "rest of the arguments"
@@ -90,10 +88,8 @@ def is_op(node: object, *names: str) -> bool:
 
 
 def is_constant(node: Node) -> bool:
-    """Whether the node depends on weights and constants alone."""
-    if node.op == "get_attr":
-        return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(is_constant, node.all_input_nodes))
+    """Whether the node depends on weights and constants alone; kept where the node's type is."""
+    return node.meta.get("constant", False)
 
 
 def bind(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

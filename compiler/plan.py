@@ -83,7 +83,7 @@ def plan_graph(graph: Graph, target: Target) -> PlannedGraph:
     for value, dtype in storage.items():
         _annotate(value, dtype)
     steps: list[PlannedStep] = []
-    for node in _computed(graph):
+    for node in _schedule(_computed(graph), declined):
         if node.name in declined:
             if not steps or steps[-1].kernel:
                 steps.append(PlannedStep([], [], []))
@@ -98,7 +98,13 @@ def plan_graph(graph: Graph, target: Target) -> PlannedGraph:
 
 def is_view(node: Node) -> bool:
     """Whether the node only renames columns, or outputs, of another."""
-    return node.target is operator.getitem or op_name(node) in VIEWS
+    if node.target is operator.getitem:
+        return True
+    if op_name(node) not in VIEWS or node.args[0].meta["val"].ndim != 2:
+        return False
+    place = 1 if op_name(node) == "aten::slice" else 2
+    dim, step = node.args[place] if len(node.args) > place else 0, node.args[4] if len(node.args) > 4 else 1
+    return dim in (1, -1) and step == 1
 
 
 def _computed(graph: Graph) -> list[Node]:
@@ -114,11 +120,26 @@ def resolve(node: Node, column: int = 0) -> View:
             return View(Value(source, index), column)
         return resolve(source.args[0], column + sum(_split_sizes(source)[:index]))
     if is_view(node):
-        source, dim, start = node.args[0], node.args[1] if len(node.args) > 1 else 0, node.args[2] if len(node.args) > 2 else 0
-        if dim not in (1, -1):
-            raise UserError(node.name, f"slices dimension {dim} of an activation", "columns only")
-        return resolve(source, column + (start or 0))
+        return resolve(node.args[0], column + (node.args[2] or 0))
     return View(Value(node), column)
+
+
+def _schedule(nodes: list[Node], declined: dict[str, str]) -> list[Node]:
+    """Kernel calls as early as they can go, so that what is left between them makes few, long segments."""
+    order: dict[Node, None] = {}
+    waiting, in_segment = set(nodes), False
+    while waiting:
+        ready = [n for n in nodes if n in waiting and (n.name in declined) == in_segment and not (_sources(n) & waiting)]
+        for node in ready:
+            order[node] = None
+        waiting -= set(ready)
+        in_segment ^= not ready
+    return list(order)
+
+
+def _sources(node: Node) -> set[Node]:
+    """Nodes that compute what the node reads, behind any views."""
+    return {resolve(n).value.node for n in node.all_input_nodes if n.op == "call_function"}
 
 
 def _split_sizes(node: Node) -> list[int]:

@@ -8,17 +8,18 @@ Before the passes that fuse linears, which look for a linear where a multiplier 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from slipway.compiler.ops import Value, op
 from slipway.passes.rewrite import Rewrite
 
 
 class _Scaled(Rewrite):
-    """scale: op.mul or op.div."""
+    """operation: "mul" or "div"."""
 
-    def __init__(self, scale: Callable):
-        self.scale = scale
+    def __init__(self, operation: str):
+        self.operation = operation
+
+    def scale(self, value: Value, factor: Value | float) -> Value:
+        return getattr(op, self.operation)(value, factor)
 
     def unless(self, weight: Value, factor: Value | float) -> str | None:
         if not isinstance(weight, Value) or not weight.is_constant:
@@ -44,4 +45,4 @@ class FoldEmbeddingScale(_Scaled):
         return op.embedding(ids, self.scale(weight, factor))
 
 
-FOLD_CONSTANTS = tuple(rewrite(scale) for rewrite in (FoldLinearScale, FoldEmbeddingScale) for scale in (op.mul, op.div))
+FOLD_CONSTANTS = tuple(rewrite(operation) for rewrite in (FoldLinearScale, FoldEmbeddingScale) for operation in ("mul", "div"))

@@ -7,7 +7,7 @@ Before merge_qkv_linears, which would merge the two linears into one, and before
 
 from __future__ import annotations
 
-from slipway.compiler.ops import activate, op
+from slipway.compiler.ops import Value, activate, op
 from slipway.passes.rewrite import Rewrite
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 
@@ -27,7 +27,14 @@ class FuseGatedLinear(Rewrite):
             return "a bias is added before the product"
         if gate.shape != up.shape:
             return f"gate is {list(gate.shape)}, up {list(up.shape)}"
+        if _formats(gate) != _formats(up):
+            return "their weight formats differ"
         return None
+
+
+def _formats(weight: Value) -> set[str]:
+    """What the linears that read a weight are to store it as."""
+    return {str(reader.meta.get("weight_format")) for reader in weight.node.users}
 
 
 FUSE_GATED_LINEAR = tuple(map(FuseGatedLinear, ACTIVATIONS))

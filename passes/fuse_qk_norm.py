@@ -22,5 +22,5 @@ class FuseQkNorm(Rewrite):
 
     def unless(self, qw, kw, head_dim):
         if (qw.shape, kw.shape) != ((head_dim,), (head_dim,)):
-            return f"the norms' weights are {qw.shape} and {kw.shape}, heads have {head_dim} columns"
+            return f"the norms' weights are {list(qw.shape)} and {list(kw.shape)}, heads have {head_dim} columns"
         return None

@@ -53,8 +53,6 @@ def _merge(graph: Graph, linears: list[Node]) -> None:
     for old, new in zip(linears, columns):
         old.replace_all_uses_with(new)
         graph.fx.erase_node(old)
-    if "weight_format" in first.meta:
-        merged.node.meta["weight_format"] = first.meta["weight_format"]
 
 
 def _path(linears: list[Node]) -> str:

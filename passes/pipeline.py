@@ -71,8 +71,8 @@ def _run(graph: Graph, each: Pass, left: tuple[Pass, ...]) -> Graph:
 
 def name_of(each: Pass) -> str:
     """The class, and what tells its instances apart."""
-    parameters = [getattr(value, "__name__", str(value)) for value in vars(each).values()]
-    return type(each).__name__ + (f"({', '.join(parameters)})" if parameters else "")
+    parameters = ", ".join(map(str, vars(each).values()))
+    return type(each).__name__ + (f"({parameters})" if parameters else "")
 
 
 def _log(before: Graph, after: Graph, each: Pass, report: Report, seconds: float) -> None:
@@ -89,7 +89,8 @@ def _log(before: Graph, after: Graph, each: Pass, report: Report, seconds: float
 
 def _write_repro(graph: Graph, left: tuple[Pass, ...], error: Exception) -> pathlib.Path:
     """The graph before the pass that failed, the passes left and the reason; `replay` reads it."""
-    repro = {"reason": f"{type(error).__name__}: {error}", "passes": [name_of(each) for each in left], "graph": graph_json.dumps(graph)}
+    reason, names = f"{type(error).__name__}: {error}", [name_of(each) for each in left]
+    repro = {"reason": reason, "passes": names, "graph": graph_json.dumps(graph)}
     with tempfile.NamedTemporaryFile("w", prefix="slipway-repro-", suffix=".json", delete=False) as file:
         json.dump(repro, file)
     return pathlib.Path(file.name)

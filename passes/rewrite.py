@@ -175,7 +175,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Site:
-    """Where replacements are built. A new node belongs to the module `path`, or that of a replaced node of its op, or the first's."""
+    """Where replacements are built.
+
+    A new node takes the metadata of a replaced node of its op; it belongs to the module `path`, or else to that node's, or
+    else to the first one's.
+    """
 
     graph: Graph
     replaced: tuple[Node, ...]
@@ -186,6 +190,8 @@ class Site:
         path = self.path or like.meta.get("path", "")
         name = None if target is operator.getitem else ops.node_name(path, target)
         node = self.graph.named_call(name, target, args, kwargs)
+        if like.target is target:
+            node.meta = like.meta | node.meta
         node.meta["path"] = path
         return node
 

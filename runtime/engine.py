@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import pathlib
 import threading
 import weakref
@@ -17,7 +17,7 @@ from slipway.runtime.manifest import Manifest
 from slipway.runtime.requests import Completion, Delta, Logprob, Request, RequestMetrics
 from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.step_times import median_step_seconds
-from slipway.runtime.vocabulary import Vocabulary, read_vocabulary
+from slipway.runtime.vocabulary import Vocabulary
 
 __all__ = ["Completion", "Delta", "Engine", "EngineError", "Logprob", "Request", "RequestError", "RequestMetrics", "SamplingParams"]
 
@@ -53,7 +53,7 @@ class Engine:
         num_blocks = loading.choose_blocks(manifest, options)
         weights = loading.map_files(manifest, directory, options)
         tokenizer = loading.tokenizer_of(manifest, directory)
-        vocabulary = read_vocabulary(tokenizer) if tokenizer else Vocabulary([], [], False)
+        vocabulary = loading.vocabulary_of(manifest, directory, tokenizer)
         loading.request_amx(manifest)
         try:
             native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads)
@@ -94,8 +94,8 @@ class Engine:
     ) -> Request:
         """Starts a request and returns at once.
 
-        priority: higher goes first. deadline: seconds from now, after which the request ends with "deadline". cache_salt: only
-        requests with the same salt share prefixes. Raises RequestError for a request that cannot be served.
+        priority: lower goes first. deadline: seconds from now; a request that has not begun by then ends with "deadline".
+        cache_salt: only requests with the same salt share prefixes. Raises RequestError for a request that cannot be served.
         """
         if not self._closing.alive:
             raise EngineError("engine", "closed")
@@ -105,11 +105,11 @@ class Engine:
         request = Request(len(token_ids), params.n, lambda request: self._native.cancel(request.id))
         number = self._dispatcher.register(request)
         try:
-            self._native.submit(number, token_ids, self._resolve(params), priority, deadline, cache_salt or "")
+            self._native.submit(number, token_ids, self._resolve(params), priority, deadline, _salt(cache_salt))
         except Exception as error:
             self._dispatcher.forget(request)
             if isinstance(error, ValueError):
-                raise RequestError("sampling", str(error)) from None
+                raise _as_request_error(str(error)) from None
             if isinstance(error, RuntimeError):
                 raise EngineError("engine", str(error)) from None
             raise
@@ -117,6 +117,8 @@ class Engine:
 
     async def stream(self, prompt: Prompt, sampling: SamplingParams | None = None, **options) -> AsyncIterator[Delta]:
         """Deltas as they come; options as for `submit`. Leaving the loop early cancels the request."""
+        import asyncio  # imports for longer than an engine loads, and most programs that need it have it
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         request = self.submit(prompt, sampling, **options)
         request.listen(lambda: loop.call_soon_threadsafe(ready.set))
@@ -211,6 +213,18 @@ class Engine:
 
 def _are_ids(prompt: object) -> bool:
     return isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
+
+
+def _as_request_error(message: str) -> RequestError:
+    """message: "field: found, expected ...", as the native checks say it."""
+    where, _, rest = message.partition(": ")
+    found, _, expected = rest.partition(", expected ")
+    return RequestError(where, found, expected or None)
+
+
+def _salt(text: str | None) -> int:
+    """64 bits of a salt, 0 for none."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) if text else 0
 
 
 def _stop(native, dispatcher: Dispatcher) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
 from slipway.runtime.errors import EngineError
 from slipway.runtime.manifest import Manifest, hash_file
+from slipway.runtime.parallel import for_each
 
 
 def verify(manifest: Manifest, directory: pathlib.Path, mapped: Mapping[str, object], threads: int) -> None:
@@ -23,8 +23,8 @@ def verify(manifest: Manifest, directory: pathlib.Path, mapped: Mapping[str, obj
         return found == manifest.files[name].xxh3_128
 
     names = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)
-    with ThreadPoolExecutor(threads) as pool:
-        damaged = sorted(name for name, good in zip(names, pool.map(is_good, names), strict=True) if not good)
+    verdicts = for_each(is_good, names, threads)
+    damaged = sorted(name for name, good in zip(names, verdicts, strict=True) if not good)
     if damaged:
         path = str(directory / damaged[0])
         raise EngineError(path, "contents changed since the build", hint="the engine is damaged: copy or build it again")

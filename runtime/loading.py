@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from slipway.runtime import integrity, machine
+from slipway.runtime import integrity, machine, vocabulary
 from slipway.runtime.errors import EngineError
 from slipway.runtime.manifest import Manifest
+from slipway.runtime.parallel import for_each
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def map_files(manifest: Manifest, directory: pathlib.Path, options: Options) -> 
         mapped = {f"weights/{w.file}": mapping for w, mapping in zip(manifest.plan.weights, weights, strict=True)}
         integrity.verify(manifest, directory, mapped, options.num_threads)
     else:
-        with ThreadPoolExecutor(options.num_threads) as pool:
-            list(pool.map(lambda mapping: mapping.populate(), weights))
+        for_each(lambda mapping: mapping.populate(), weights, options.num_threads)
     return weights
 
 
@@ -101,6 +100,15 @@ def tokenizer_of(manifest: Manifest, directory: pathlib.Path):
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise EngineError(str(path), f"not a tokenizer ({error})", hint="the engine is damaged: copy or build it again") from None
+
+
+def vocabulary_of(manifest: Manifest, directory: pathlib.Path, tokenizer) -> vocabulary.Vocabulary:
+    """As the build kept it, or else made anew."""
+    if tokenizer is None:
+        return vocabulary.Vocabulary([], [], False)
+    if vocabulary.FILE_NAME in manifest.files:
+        return vocabulary.Vocabulary.read(directory / vocabulary.FILE_NAME)
+    return vocabulary.read_vocabulary(tokenizer)
 
 
 def bind_segments(manifest: Manifest, directory: pathlib.Path, native, options: Options) -> None:

@@ -1,17 +1,29 @@
 """The bytes of every token, read out of a tokenizer, for the detokenizer in C++.
 
 Byte-level BPE (GPT-2's alphabet), SentencePiece with byte fallback and Metaspace are known; for any other decoder a
-token's bytes are what the tokenizer decodes it to alone.
+token's bytes are what the tokenizer decodes it to alone. A build may keep the result in tokenizer/vocabulary.bin, little-endian:
+magic, u32 tokens, u8 strip_leading_space, u32 length and u8 special of each token, then the bytes of one after the other.
 """
 
 from __future__ import annotations
 
+import array
+import itertools
 import json
+import pathlib
 import re
+import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+from slipway.runtime.errors import EngineError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE_NAME = "tokenizer/vocabulary.bin"
+HEADER = struct.Struct("<8sIB")
+MAGIC = b"slipvoc1"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -26,6 +38,26 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """Of one token alone; U+FFFD for parts of a character."""
         return self.pieces[token].decode("utf-8", "replace") if token < len(self.pieces) else ""
+
+    def write(self, path: pathlib.Path) -> None:
+        lengths = array.array("I", map(len, self.pieces))
+        header = HEADER.pack(MAGIC, len(self.pieces), self.strip_leading_space)
+        path.write_bytes(header + lengths.tobytes() + bytes(self.special) + b"".join(self.pieces))
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Vocabulary:
+        """Raises EngineError for a file that is not whole."""
+        data = path.read_bytes()
+        magic, size, strips = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0)
+        start = HEADER.size + 5 * size
+        if magic != MAGIC or len(data) < start:
+            raise EngineError(str(path), "not a vocabulary", hint="the engine is damaged: copy or build it again")
+        lengths = array.array("I", data[HEADER.size : HEADER.size + 4 * size])
+        ends = list(itertools.accumulate(lengths, initial=start))
+        if ends[-1] != len(data):
+            raise EngineError(str(path), f"{len(data)} bytes", f"{ends[-1]}", "the engine is damaged: copy or build it again")
+        pieces = [data[begin:end] for begin, end in itertools.pairwise(ends)]
+        return cls(pieces, [bool(flag) for flag in data[start - size : start]], bool(strips))
 
 
 def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:

@@ -13,7 +13,7 @@ Exit codes: 0 if the engine loads here, 2 if it does not.
 \b
 Examples:
   slipway check engine
-  slipway check engine --verify      also compares every file with its hash
+  slipway check engine --no-verify      without reading every file
 """
 
 

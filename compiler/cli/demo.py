@@ -88,6 +88,7 @@ def measure(way: str, responses: Iterator[tuple[str, int]]) -> Figures:
 
 
 def stream_grpc(server: Server) -> Iterator[tuple[str, int]]:
+    """Connects at once; the request goes out with the first step of the iterator."""
     import numpy as np
     import tritonclient.grpc as grpc
     from tritonclient.utils import np_to_triton_dtype
@@ -100,8 +101,14 @@ def stream_grpc(server: Server) -> Iterator[tuple[str, int]]:
 
     inputs = [tensor("text_input", PROMPT, np.object_), tensor("sampling_parameters", json.dumps(SAMPLING), np.object_)]
     inputs += [tensor(name, True, np.bool_) for name in ("stream", "return_num_output_tokens")]
+    client = grpc.InferenceServerClient(server.grpc)
+    client.is_server_ready()
+    return grpc_responses(client, inputs)
+
+
+def grpc_responses(client, inputs: list) -> Iterator[tuple[str, int]]:
     responses: queue.Queue = queue.Queue()
-    with grpc.InferenceServerClient(server.grpc) as client:
+    with client:
         client.start_stream(lambda result, error: responses.put((result, error)))
         client.async_stream_infer(MODEL, inputs, enable_empty_final_response=True)
         final = False

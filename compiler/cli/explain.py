@@ -35,7 +35,7 @@ class Line:
 
     @property
     def cells(self) -> list[str]:
-        took = [] if self.took_s is None else [seconds_text(self.took_s), f"{self.allowed_s / self.took_s:.0%}"]
+        took = [] if self.took_s is None else [seconds_text(self.took_s), f"{self.allowed_s / max(self.took_s, 1e-9):.0%}"]
         work = [bytes_text(self.bytes_moved), flops_text(self.flops), seconds_text(self.allowed_s)]
         return [self.group.name, self.group.op, str(len(self.group.steps)), *work, *took]
 

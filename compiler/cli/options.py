@@ -47,7 +47,7 @@ class Loading:
     path: Path
     threads: int | None = None
     kv_tokens: int | None = None
-    verify: bool = False
+    verify: bool = True
 
     def engine(self):
         """The loaded engine, a context manager."""
@@ -65,8 +65,8 @@ def loading_options(command: Callable) -> Callable:
 
     options = (
         engine_argument,
-        click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; by default as the recipe says."),
+        click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; one a core by default."),
         click.option("--kv-tokens", type=click.IntRange(1), metavar="N", help="Tokens the KV cache holds; by default as the recipe says."),
-        click.option("--verify", is_flag=True, help="First compare every file with its hash."),
+        click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every file with its hash."),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_loading)

@@ -9,9 +9,10 @@ namespace slipway::paged_attention {
 
 inline constexpr int block_size = 32;       // tokens of a KV block
 inline constexpr int chunk = 512;           // positions between two merges
-inline constexpr int tile_rows = 32;        // query rows of a work item: two AMX tiles
+inline constexpr int tile_rows = 32;        // query rows multiplied at a time: two AMX tiles
+inline constexpr int item_tiles = 4;        // most tiles of a work item
 inline constexpr int score_stride = tile_rows * lanes + lanes;  // floats; a line more than a power of two, for the cache's sets
-inline constexpr int slots = 128;           // most items whose chunks are split over threads
+inline constexpr int slots = 128;           // most tiles whose chunks are split over threads
 inline constexpr float log2e = 1.4426950408889634f;
 
 // Queries and probabilities as the multiplier reads them.
@@ -31,16 +32,10 @@ inline const float* scores_at(const float* scores, int position, int row) {
 template <class Shape>
 struct Layout {
   static constexpr int group = Shape::heads / Shape::kv_heads;
-  static constexpr int depth = (Shape::head_dim + 31) / 32 * 32;  // columns of a packed query, zero behind head_dim
+  static constexpr int depth = (Shape::head_dim + 31) / 32 * 32;  // columns of a prepared query, zero behind head_dim
   static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2;
   static constexpr int64_t head_bytes = 2 * keys_bytes;
   static constexpr int64_t block_bytes = Shape::kv_heads * head_bytes;
-
-  // Row of the packed queries [kv_heads][num_tokens * group, and a tile to spare][depth].
-  static Factor* query(const Call& call, int kv_head, int64_t row) {
-    const int64_t rows = int64_t{call.batch->num_tokens} * group + tile_rows;
-    return reinterpret_cast<Factor*>(call.shared) + (kv_head * rows + row) * depth;
-  }
 
   static std::byte* block(const Call& call, int seq, int index, int kv_head) {
     const int64_t id = call.batch->block_table[int64_t{seq} * call.batch->max_blocks + index];

@@ -95,8 +95,7 @@ void multiply_values(const float* probabilities, int rows, const std::byte* cons
 }
 
 inline void store_probabilities(float* at, f32x16 first, f32x16 second) {
-  const auto both = _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(first)), to_bf16(second), 1);
-  _mm512_storeu_si512(at, both);
+  _mm512_storeu_si512(at, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
 }
 
 #else

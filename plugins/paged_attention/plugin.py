@@ -13,7 +13,8 @@ from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
 
 BLOCK_SIZE = 32  # tokens
-TILE_ROWS = 32  # query rows of one work item; as in host.hpp, like all below
+TILE_ROWS = 32  # query rows multiplied at a time; as in layout.hpp, like all below
+ITEM_TILES = 4
 CHUNK = 512  # cached tokens between two merges
 SCORES_BYTES = CHUNK // 16 * (TILE_ROWS + 1) * 64
 SLOTS = 128
@@ -96,8 +97,8 @@ class PagedAttentionPlugin:
             inputs=inputs,
             output_dtypes=(dtype,),
             weights=self._weights(a),
-            shared_scratch=_shared_scratch(a, target),
-            local_scratch=SCORES_BYTES + 2 * _state_bytes(a.head_dim),
+            shared_scratch=Size(fixed=SLOTS * (LINE + _state_bytes(a.head_dim))),
+            local_scratch=_local_scratch(a.head_dim, target),
             kv_layer=a.layer,
             kv_block_bytes=BLOCK_SIZE * a.kv_bytes,
             cost=Cost(
@@ -118,13 +119,10 @@ def _state_bytes(head_dim: int) -> int:
     return TILE_ROWS * 4 * (2 + head_dim)
 
 
-def _shared_scratch(a: Arguments, target: Target) -> Size:
-    """The queries, with a tile to spare behind each KV head's, then the slots of items split over threads."""
-    row_bytes = -(-a.head_dim // 32) * 32 * (2 if target.isa == "amx" else 4)
-    return Size(
-        fixed=a.num_kv_heads * TILE_ROWS * row_bytes + SLOTS * (LINE + _state_bytes(a.head_dim)),
-        per_token=a.num_heads * row_bytes,
-    )
+def _local_scratch(head_dim: int, target: Target) -> int:
+    """Scores, queries, a vector for each row, states."""
+    query_bytes = -(-head_dim // 32) * 32 * (2 if target.isa == "amx" else 4)
+    return SCORES_BYTES + TILE_ROWS * (ITEM_TILES * query_bytes + LINE) + (ITEM_TILES + 1) * _state_bytes(head_dim)
 
 
 PLUGIN = PagedAttentionPlugin()

@@ -1,4 +1,4 @@
-// First phase: norm and rotation; queries to the shared scratch, keys and values to their KV blocks.
+// Norm and rotation: queries for the multiplier, keys and values of the step into their KV blocks.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -25,32 +25,50 @@ struct Weights {
 // One head of one token in float32, zero from head_dim on.
 template <class Shape>
 struct Head {
-  alignas(64) float x[Layout<Shape>::depth] = {};
+  static constexpr int vectors = Layout<Shape>::depth / lanes;
+  f32x16 x[vectors];
+
+  Head() {
+    for (f32x16& v : x) v = f32x16::splat(0);
+  }
 
   template <class In>
   explicit Head(const In* in) {
-    for_columns<Shape::head_dim>([&](int c, int used) { store(x + c, load(in + c, used), used); });
+    for (int i = 0; i < vectors; ++i) x[i] = columns(in, i);
   }
 
-  void normalize(const float* __restrict weight) {
-    f32x16 squares = f32x16::splat(0);
-    for (int c = 0; c < Layout<Shape>::depth; c += 16) squares = fma(load(x + c), load(x + c), squares);
-    const f32x16 scale = f32x16::splat(1 / std::sqrt(reduce_add(squares) / Shape::head_dim + Shape::norm_eps));
-    for_columns<Shape::head_dim>([&](int c, int used) { store(x + c, load(x + c) * scale * load(weight + c, used)); });
+  void normalize(const float* weight) {
+    f32x16 squares[2] = {f32x16::splat(0), f32x16::splat(0)};
+    for (int i = 0; i < vectors; ++i) squares[i % 2] = fma(x[i], x[i], squares[i % 2]);
+    const f32x16 scale = f32x16::splat(1 / std::sqrt(reduce_add(squares[0] + squares[1]) / Shape::head_dim + Shape::norm_eps));
+    for (int i = 0; i < vectors; ++i) x[i] = x[i] * scale * columns(weight, i);
   }
 
-  void rotate(const float* __restrict cos_sin) {
-    constexpr int half = Shape::rotary_dim / 2;
-    for (int i = 0; i < half; ++i) {
-      const float cos = cos_sin[i], sin = cos_sin[half + i], first = x[i], second = x[half + i];
-      x[i] = first * cos - second * sin;
-      x[half + i] = second * cos + first * sin;
+  void rotate(const float* cos_sin) {
+    constexpr int half = Shape::rotary_dim / 2, count = half / lanes;
+    if constexpr (half % lanes == 0) {
+      for (int i = 0; i < count; ++i) {
+        const f32x16 cos = load(cos_sin + i * lanes), sin = load(cos_sin + half + i * lanes), first = x[i], second = x[count + i];
+        x[i] = first * cos - second * sin;
+        x[count + i] = second * cos + first * sin;
+      }
+    } else {
+      float flat[vectors * lanes];
+      for (int i = 0; i < vectors; ++i) store(flat + i * lanes, x[i]);
+      for (int i = 0; i < half; ++i) {
+        const float cos = cos_sin[i], sin = cos_sin[half + i], first = flat[i], second = flat[half + i];
+        flat[i] = first * cos - second * sin;
+        flat[half + i] = second * cos + first * sin;
+      }
+      for (int i = 0; i < vectors; ++i) x[i] = load(flat + i * lanes);
     }
   }
 
-  // Columns 2i and 2i + 1 in bfloat16, as one word.
-  void pairs(uint32_t* out) const {
-    for (int c = 0; c < Layout<Shape>::depth; c += 16) store(reinterpret_cast<bf16*>(out) + c, load(x + c));
+ private:
+  template <class T>
+  static f32x16 columns(const T* in, int i) {
+    const int used = std::min(lanes, Shape::head_dim - i * lanes);
+    return used > 0 ? load(in + i * lanes, used) : f32x16::splat(0);
   }
 };
 
@@ -79,63 +97,62 @@ class Tokens {
   int row_, seq_;
 };
 
+// A key as its column of a block's words [head_dim/2][16]: columns 2i and 2i + 1 of the head are a word.
 template <class Shape>
-void write_key(const uint32_t* pairs, std::byte* block, int slot) {
+void store_key(const Head<Shape>& key, std::byte* block, int slot) {
+  alignas(64) uint32_t words[Layout<Shape>::depth / 2];
+  for (int i = 0; i < key.vectors; ++i) store(reinterpret_cast<bf16*>(words) + i * lanes, key.x[i]);
   uint32_t* out = reinterpret_cast<uint32_t*>(block + slot / 16 * Layout<Shape>::keys_bytes / 2) + slot % 16;
-  for (int i = 0; i < Shape::head_dim / 2; ++i) out[i * 16] = pairs[i];
+  for (int i = 0; i < Shape::head_dim / 2; ++i) out[i * 16] = words[i];
 }
 
+// A value as its half of the words of a pair of slots.
 template <class Shape>
-void write_value(const uint32_t* pairs, std::byte* block, int slot) {
-  uint16_t* out = reinterpret_cast<uint16_t*>(block + Layout<Shape>::keys_bytes) + slot / 2 * Shape::head_dim * 2 + slot % 2;
-  for (int i = 0; i < Shape::head_dim / 2; ++i) out[i * 4] = pairs[i], out[i * 4 + 2] = pairs[i] >> 16;
+void store_value(const Head<Shape>& value, std::byte* block, int slot) {
+  bf16* out = reinterpret_cast<bf16*>(block + Layout<Shape>::keys_bytes) + slot / 2 * Shape::head_dim * 2;
+  for_columns<Shape::head_dim>([&](int c, int used) { store_alternate(out + 2 * c, value.x[c / lanes], slot % 2, used); });
 }
 
 // Slots behind a sequence's end hold zeros: what a block held before may be NaN, and zero times NaN would reach the sums.
-template <class Shape, class Write>
-void write_and_clear(const Batch& batch, const Token& token, const uint32_t* pairs, std::byte* block, Write write) {
-  constexpr uint32_t zeros[Layout<Shape>::depth / 2] = {};
-  write(pairs, block, token.slot());
-  const int first_row = batch.cu_seqlens[token.seq];
+template <class Shape, class Store>
+void store_and_clear(const Call& call, const Token& token, int kv_head, const Head<Shape>& head, Store store) {
+  std::byte* block = Layout<Shape>::block(call, token.seq, token.block(), kv_head);
+  store(head, block, token.slot());
+  const Batch& batch = *call.batch;
   const bool is_last = token.row + 1 == batch.cu_seqlens[token.seq + 1];
-  const bool is_new = batch.positions[first_row] <= token.block() * block_size;
+  const bool is_new = batch.positions[batch.cu_seqlens[token.seq]] <= token.block() * block_size;
   if (!is_last || !is_new) return;
-  for (int slot = token.slot() + 1; slot < block_size; ++slot) write(zeros, block, slot);
+  for (int slot = token.slot() + 1; slot < block_size; ++slot) store(Head<Shape>(), block, slot);
 }
 
+// out[depth]: scaled so that scores come in units of log2.
 template <class Shape>
-void prepare_query(const Call& call, const Weights<Shape>& weights, const Token& token, int head) {
-  using L = Layout<Shape>;
-  Head<Shape> q(call.inputs[0].row<typename Shape::Query>(token.row) + head * Shape::head_dim);
+void prepare_query(const Weights<Shape>& weights, const typename Shape::Query* in, int position, Factor* out) {
+  Head<Shape> q(in);
   if constexpr (Shape::norms_q) q.normalize(weights.q_norm);
-  if constexpr (Shape::rotary_dim > 0) q.rotate(weights.rotation(token.position));
-  Factor* out = L::query(call, head / L::group, int64_t{token.row} * L::group + head % L::group);
+  if constexpr (Shape::rotary_dim > 0) q.rotate(weights.rotation(position));
   const f32x16 scale = f32x16::splat(Shape::scale * log2e);
-  for (int c = 0; c < L::depth; c += 16) store(out + c, round_to_bf16(load(q.x + c) * scale));
+  for (int i = 0; i < q.vectors; ++i) store(out + i * lanes, q.x[i] * scale);
 }
 
 template <class Shape>
-void prepare_key(const Call& call, const Weights<Shape>& weights, const Token& token, int kv_head) {
+void write_key(const Call& call, const Weights<Shape>& weights, const Token& token, int kv_head) {
   Head<Shape> k(call.inputs[1].row<typename Shape::Key>(token.row) + kv_head * Shape::head_dim);
   if constexpr (Shape::norms_k) k.normalize(weights.k_norm);
   if constexpr (Shape::rotary_dim > 0) k.rotate(weights.rotation(token.position));
-  alignas(64) uint32_t pairs[Layout<Shape>::depth / 2];
-  k.pairs(pairs);
-  write_and_clear<Shape>(*call.batch, token, pairs, Layout<Shape>::block(call, token.seq, token.block(), kv_head), write_key<Shape>);
+  store_and_clear(call, token, kv_head, k, store_key<Shape>);
 }
 
 template <class Shape>
-void prepare_value(const Call& call, const Token& token, int kv_head) {
+void write_value(const Call& call, const Token& token, int kv_head) {
   const Head<Shape> v(call.inputs[2].row<typename Shape::Value>(token.row) + kv_head * Shape::head_dim);
-  alignas(64) uint32_t pairs[Layout<Shape>::depth / 2];
-  v.pairs(pairs);
-  write_and_clear<Shape>(*call.batch, token, pairs, Layout<Shape>::block(call, token.seq, token.block(), kv_head), write_value<Shape>);
+  store_and_clear(call, token, kv_head, v, store_value<Shape>);
 }
 
-// Heads of 16 tokens at a time: first those of q, then of k, then of v.
+// Heads of 16 tokens at a time: first those of k, then of v.
 template <class Shape>
-void prepare(const Call& call) {
-  constexpr int heads = Shape::heads + 2 * Shape::kv_heads;
+void write_cache(const Call& call) {
+  constexpr int heads = 2 * Shape::kv_heads;
   const Weights<Shape> weights(call);
   const int num_tokens = call.batch->num_tokens;
   const int64_t items = int64_t{(num_tokens + run_tokens - 1) / run_tokens} * heads;
@@ -146,9 +163,8 @@ void prepare(const Call& call) {
       Tokens tokens(*call.batch, first);
       for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
         const Token token = tokens.next();
-        if (head < Shape::heads) prepare_query(call, weights, token, head);
-        else if (head < Shape::heads + Shape::kv_heads) prepare_key(call, weights, token, head - Shape::heads);
-        else prepare_value<Shape>(call, token, head - Shape::heads - Shape::kv_heads);
+        if (head < Shape::kv_heads) write_key(call, weights, token, head);
+        else write_value<Shape>(call, token, head - Shape::kv_heads);
       }
     }
   }

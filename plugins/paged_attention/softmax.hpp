@@ -1,6 +1,6 @@
 // Scores -> probabilities of one chunk, and the merge of chunks.
 #pragma once
-#include "paged_attention/layout.hpp"
+#include "paged_attention/multiply.hpp"
 
 namespace slipway::paged_attention {
 
@@ -18,45 +18,38 @@ f32x16 capped(f32x16 score) {
   return f32x16::splat(cap) * (one - f32x16::splat(2) / (power + one));  // cap * tanh(score / cap)
 }
 
-// The greatest score of a row that is `seen`; caps the scores.
-template <class Shape>
-float find_peak(float* row, Positions seen) {
-  const auto score = [&](int v) {
-    const f32x16 x = capped<Shape>(load(row + v * score_stride));
-    if constexpr (Shape::softcap != 0) store(row + v * score_stride, x);
-    return x;
-  };
-  const auto edge = [&](int v) {
-    return select_lanes(score(v), f32x16::splat(nothing), seen.begin - v * lanes, seen.end - v * lanes);
-  };
-  const int first = seen.begin / lanes, last = (seen.end - 1) / lanes;
-  f32x16 even = edge(first), odd = first < last ? edge(last) : even;
-  int v = first + 1;
-  for (; v + 1 < last; v += 2) even = max(even, score(v)), odd = max(odd, score(v + 1));
-  if (v < last) even = max(even, score(v));
-  return reduce_max(max(even, odd));
+// One vector a row: what the scores of a chunk have come to so far.
+using Folds = float[tile_rows][lanes];
+
+inline void fill(Folds& folds, int rows, float value) {
+  for (int r = 0; r < rows; ++r) store(folds[r], f32x16::splat(value));
 }
 
-// Turns the scores of a row that are `seen` into exp2(score - peak), the others of `computed` into zeros; returns the sum.
+// Caps the scores of a block, hides those that a row does not see, and folds the greatest of each row.
+// seen: of each row, counted from the block's first position, or null when all rows see the whole block.
 template <class Shape>
-float exponentiate(float* row, Positions seen, Positions computed, float peak) {
-  const f32x16 zero = f32x16::splat(0), top = f32x16::splat(peak);
-  f32x16 even = zero, odd = zero;
-  for (int p = computed.begin; p < computed.end; p += block_size) {
-    float* at = row + p / lanes * score_stride;
-    if (p + block_size <= seen.begin || p >= seen.end) {
-      store_probabilities(at, zero, zero);
-      continue;
+void fold_peaks(float* scores, int rows, const Positions* seen, Folds& peaks) {
+  for (int r = 0; r < rows; ++r) {
+    f32x16 peak = load(peaks[r]);
+    for (int half = 0; half < block_size; half += lanes) {
+      float* at = scores_at(scores, half, r);
+      f32x16 score = capped<Shape>(load(at));
+      if (seen) score = select_lanes(score, f32x16::splat(nothing), seen[r].begin - half, seen[r].end - half);
+      if (seen || Shape::softcap != 0) store(at, score);
+      peak = max(peak, score);
     }
-    f32x16 first = exp2(load(at) - top), second = exp2(load(at + score_stride) - top);
-    if (p < seen.begin || p + block_size > seen.end) {
-      first = select_lanes(first, zero, seen.begin - p, seen.end - p);
-      second = select_lanes(second, zero, seen.begin - p - lanes, seen.end - p - lanes);
-    }
-    even = even + first, odd = odd + second;
-    store_probabilities(at, first, second);
+    store(peaks[r], peak);
   }
-  return reduce_add(even + odd);
+}
+
+// Turns the scores of a block into exp2(score - peak) and folds the sum of each row.
+inline void fold_sums(float* scores, int rows, const float* peaks, Folds& sums) {
+  for (int r = 0; r < rows; ++r) {
+    const f32x16 peak = f32x16::splat(peaks[r] == nothing ? 0 : peaks[r]);
+    const f32x16 first = exp2(load(scores_at(scores, 0, r)) - peak), second = exp2(load(scores_at(scores, lanes, r)) - peak);
+    store(sums[r], load(sums[r]) + (first + second));
+    store_probabilities(scores_at(scores, 0, r), first, second);
+  }
 }
 
 // Adds the next chunk to what came before it. The same for every row, so no row's bits depend on who merges it.

@@ -20,11 +20,10 @@ double seconds(std::chrono::steady_clock::duration time) { return std::chrono::d
 
 }  // namespace
 
-Executor::Executor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Team& team, SegmentRunner segments)
+Executor::Executor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Team& team)
     : weights_(std::move(weights)),
       library_(has_kernels(plan) ? Library(plan.library) : Library()),
       team_(team),
-      segments_(std::move(segments)),
       arena_(Mapping::zeros(rounded(plan.arena_bytes))),
       kv_(Mapping::zeros(rounded(plan.kv.layers * plan.kv.block_bytes * plan.kv.num_blocks))),
       shared_(Mapping::zeros(rounded(plan.shared_scratch_bytes))),
@@ -78,7 +77,7 @@ void Executor::replay(int32_t rank) {
     if (steps_[i].kernel)
       steps_[i].kernel(call);
     else if (rank == 0)
-      run_segment(i, call.rows);
+      run_segment(i);
     call.sync();
     if (timed) {
       const auto now = std::chrono::steady_clock::now();
@@ -88,9 +87,9 @@ void Executor::replay(int32_t rank) {
   }
 }
 
-void Executor::run_segment(size_t step, int32_t rows) {
+void Executor::run_segment(size_t step) {
   if (error_) return;  // what it would read was not made
-  error_ = segments_ ? segments_(static_cast<int32_t>(step), rows) : std::optional<std::string>("no runner for segments");
+  error_ = segments_ ? segments_(static_cast<int32_t>(step), batch_) : std::optional<std::string>("no runner for segments");
 }
 
 }  // namespace slipway

@@ -18,18 +18,21 @@
 namespace slipway {
 
 // Runs a segment, on rank 0 alone. `step` numbers the plan's steps; an error is a sentence.
-using SegmentRunner = std::function<std::optional<std::string>(int32_t step, int32_t rows)>;
+using SegmentRunner = std::function<std::optional<std::string>(int32_t step, const Batch& batch)>;
 
 class Executor {
  public:
   // weights: one mapping each of the weights that steps number; kept for life.
-  Executor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Team& team, SegmentRunner segments);
+  Executor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Team& team);
+  Executor(const Executor&) = delete;
+  void run_segments_with(SegmentRunner segments) { segments_ = std::move(segments); }  // before the first run
 
   // The logits of `batch`, or the sentence of a segment that failed. The batch must be within the limits.
   std::optional<std::string> run(const Batch& batch);
   float* logits(int32_t row) const { return logits_.row<float>(row); }
 
   std::byte* arena() const { return arena_.data(); }
+  size_t arena_bytes() const { return arena_.size(); }
   void time_steps(bool on) { timed_ = on; }
   const std::vector<double>& step_seconds() const { return step_seconds_; }  // of the last timed run
 
@@ -47,7 +50,7 @@ class Executor {
   void prepare_calls();
   Operand operand(const OperandSpec& spec) const { return {arena_.data() + spec.arena_offset, spec.row_bytes}; }
   void replay(int32_t rank);
-  void run_segment(size_t step, int32_t rows);
+  void run_segment(size_t step);
 
   std::vector<std::shared_ptr<const Mapping>> weights_;
   Library library_;

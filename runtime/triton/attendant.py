@@ -1,13 +1,11 @@
-"""One thread that looks after what happens outside requests: clients and servers that went away, and the metrics.
+"""One thread that looks after what happens outside requests: clients that went away, and the metrics.
 
 It is the only one that touches metrics: calls from several threads crash the server.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
 
 from slipway.runtime.triton.metrics import Metrics
 from slipway.runtime.triton.pump import Job, Pump
@@ -21,14 +19,11 @@ class Attendant(threading.Thread):
         super().__init__(name="slipway-attendant")
         self.pump, self.engine = pump, engine
         self.metrics = Metrics(labels)
-        self.server = os.getppid()
         self.stopped = threading.Event()
 
     def run(self) -> None:
         period = 0
         while not self.stopped.wait(PERIOD_S):
-            if os.getppid() != self.server:
-                leave()
             for job in list(self.pump.jobs):
                 cancel_if_abandoned(job)
             if period % METRICS_EVERY == 0:
@@ -38,13 +33,6 @@ class Attendant(threading.Thread):
     def stop(self) -> None:
         self.stopped.set()
         self.join()
-
-
-def leave() -> None:
-    """The server died. Triton's stub would wait for it for ever, with the engine in memory."""
-    _, _, region, *_ = Path("/proc/self/cmdline").read_text().split("\0")
-    Path("/dev/shm", region).unlink(missing_ok=True)
-    os._exit(1)
 
 
 def cancel_if_abandoned(job: Job) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +57,7 @@ class TritonPythonModel:
             try:
                 self._take(request, sender)
             except Exception as error:
-                if not isinstance(error, EngineError):
-                    pb_utils.Logger.log_error(traceback.format_exc())
-                wire.fail(sender, error)
+                wire.give_up(sender, error)
 
     def finalize(self) -> None:
         """Triton calls this when no request is in flight any more."""

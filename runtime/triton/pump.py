@@ -88,8 +88,7 @@ class Pump(threading.Thread):
             stopped = None in jobs
             for job in jobs:
                 if job and not job.closed:
-                    job.collect()
-                    self._respond(job)
+                    self._serve(job)
 
     def _take(self) -> dict[Job | None, None]:
         """All that wait, at least one, each once."""
@@ -97,6 +96,15 @@ class Pump(threading.Thread):
         while not self.waiting.empty():
             jobs[self.waiting.get()] = None
         return jobs
+
+    def _serve(self, job: Job) -> None:
+        try:
+            job.collect()
+            self._respond(job)
+        except Exception as error:  # of one request: the others go on
+            self._close(job)
+            job.cancel()
+            self.wire.give_up(job.sender, error)
 
     def _respond(self, job: Job) -> None:
         if job.ended:

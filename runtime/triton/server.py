@@ -24,6 +24,8 @@ from slipway.runtime.errors import EngineError
 from slipway.runtime.triton import bundle
 
 POLL_S = 0.05
+EXIT_GRACE_S = 2  # after the requests have had their time
+KILL_TIMEOUT_S = 5
 FAILED_LOAD = re.compile(r"\"failed to load '(.+?)' version \d+: (?:\w+: )*(.*?)(?:\\n\\nAt:|\"$)")
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -123,10 +125,6 @@ class Server:
                 shutil.rmtree(self.folder)
             self.folder = None
 
-    def kill(self) -> None:
-        """Ends the server at once, as a crash would; `stop` still has to be called."""
-        self._signal_group(signal.SIGKILL)
-
     def regions(self) -> list[Path]:
         """Shared memory regions of this server that exist now."""
         return sorted(SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"))
@@ -139,18 +137,22 @@ class Server:
     def _end_process(self, process: subprocess.Popen) -> None:
         process.terminate()
         try:
-            process.wait(self.drain_s + 2)
+            process.wait(self.drain_s + EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
-            self._tell(f"Triton did not stop in {self.drain_s + 2} s: killing it")
+            self._tell(f"Triton did not stop in {self.drain_s + EXIT_GRACE_S} s: killing it")
         finally:  # a second Ctrl-C comes here too
-            self._signal_group(signal.SIGKILL)
-            process.wait()
+            self._kill_group()
 
-    def _signal_group(self, number: int) -> None:
+    def _kill_group(self) -> None:
+        """The models' processes are not our children: nothing tells when they have ended."""
         try:
-            os.killpg(self.process.pid, number)
+            os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:  # the whole group has ended
-            pass
+            return
+        self.process.wait()
+        limit = time.monotonic() + KILL_TIMEOUT_S
+        while self.processes() and time.monotonic() < limit:
+            time.sleep(POLL_S)
 
     def _take_free_ports(self) -> None:
         """All at once, so that no two are the same."""

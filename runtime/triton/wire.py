@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -23,6 +25,16 @@ def send(sender, outputs: Outputs, *, final: bool) -> None:
 def fail(sender, error: Exception) -> None:
     """Ends the request with an error."""
     sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code(error))), flags=FINAL)
+
+
+def give_up(sender, error: Exception) -> None:
+    """Ends a request that went wrong in the middle, if Triton still listens; notes a bug of ours in its log."""
+    if not isinstance(error, EngineError):
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    try:
+        fail(sender, error)
+    except pb_utils.TritonModelException as closed:
+        pb_utils.Logger.log_error(f"no response could be sent: {closed}")
 
 
 def code(error: Exception) -> int:

@@ -123,6 +123,7 @@ void run_amx_stream(const Call& call, const float* bias) {
   stream.each([&](int64_t index, int64_t following) {
     const std::byte* panel = P::panel(call, index);
     const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
+    output.expect(0, call.rows, index);
     clear_sums<row_tiles>();
     for (int64_t step = 0; step < P::blocks; ++step) {
       ahead.at(step * 2048, 2048);

@@ -38,7 +38,7 @@ struct DecodedPanels {
     const GroupHeader<Weights> header(block);
     for (int tile = 0; tile < 2; ++tile) {
       const f32x16 scale = header.scale[tile];
-      const f32x16 zero = Weights::has_zeros ? to_float(header.zero[tile]) : f32x16::splat(Weights::zero);
+      const f32x16 zero = Weights::has_zeros ? to_float(header.zero[tile]) : f32x16::splat(Weights::common_zero);
       const f32x16 shift = f32x16::splat(0) - zero * scale;
       for (int quad = 0; quad < Weights::block_k / 4; ++quad) {
         const __m512i codes = _mm512_load_si512(block + Weights::header_bytes + quad * 64);
@@ -71,6 +71,7 @@ struct DecodedPanels {
 template <class P, class Rows, class Panels, Blocking blocking>
 class BlockedLinear {
   using TileWeights = std::conditional_t<std::is_same_v<Rows, Bf16Rows<P>>, Bf16, typename P::Weights>;
+  static constexpr int64_t rows_per_tile = 16 / Rows::planes;
   static constexpr int64_t inner_steps = 8;  // B tiles of so many k steps stay in L1 while row tiles pass
   static constexpr int64_t sums_panel_bytes = blocking.row_tiles * sums_tile_bytes;
 
@@ -89,42 +90,45 @@ class BlockedLinear {
 
   void run() {
     constexpr int64_t panel_groups = ceil_div(P::panels, blocking.panels);
-    const int64_t tiles = ceil_div(call_.rows, 16 / Rows::planes), row_blocks = ceil_div(tiles, blocking.row_tiles);
+    const int64_t tiles = ceil_div(call_.rows, rows_per_tile), row_blocks = ceil_div(tiles, blocking.row_tiles);
     const int64_t block_tiles = round_up(ceil_div(tiles, row_blocks), 2);
-    for (int64_t task; (task = call_.tickets[0].claim(1)) < row_blocks * panel_groups;) {
+    const int64_t tasks = ceil_div(tiles, block_tiles) * panel_groups;
+    for (int64_t task = call_.tickets[0].claim(1), next; task < tasks; task = next) {
+      next = call_.tickets[0].claim(1);
       const int64_t tile = task / panel_groups * block_tiles, panel = task % panel_groups * blocking.panels;
-      if (tile < tiles)
-        multiply(tile, std::min(block_tiles, tiles - tile), panel, std::min<int64_t>(blocking.panels, P::panels - panel));
+      multiply(tile, std::min(block_tiles, tiles - tile), panel, std::min<int64_t>(panel + blocking.panels, P::panels),
+               std::min(next, tasks - 1) % panel_groups * blocking.panels);
     }
   }
 
-  // Rows of A tiles [tile, tile + tiles) times panels [first, first + count).
-  void multiply(int64_t tile, int64_t tiles, int64_t first, int64_t count) {
+  // Rows of A tiles [tile, tile + tiles) times panels [first, end); `following`: the panel this thread reads afterwards.
+  void multiply(int64_t tile, int64_t tiles, int64_t first, int64_t end, int64_t following) {
     for (int64_t step = 0; step < Rows::k_steps; step += blocking.k_steps) {
       const int64_t steps = std::min<int64_t>(blocking.k_steps, Rows::k_steps - step);
-      for (int64_t panel = first; panel < first + count; ++panel) {
-        const std::byte* b = panels_.tiles(call_, panel, step, steps);
-        const std::byte* following = P::panel(call_, std::min<int64_t>(panel + 1, P::panels - 1)) + step * Panels::step_bytes;
-        multiply(tile, tiles, panel, step, steps, b, following, sums_ + (panel - first) * sums_panel_bytes);
+      const int64_t next_step = step + steps < Rows::k_steps ? step + steps : 0;
+      for (int64_t panel = first; panel < end; ++panel) {
+        const std::byte* next = panel + 1 < end ? P::panel(call_, panel + 1) + step * Panels::step_bytes
+                                                : P::panel(call_, next_step ? first : following) + next_step * Panels::step_bytes;
+        multiply(tile, tiles, panel, step, steps, next, sums_ + (panel - first) * sums_panel_bytes);
       }
     }
   }
 
-  void multiply(int64_t tile, int64_t tiles, int64_t panel, int64_t step, int64_t steps, const std::byte* b, const std::byte* following,
-                std::byte* sums) {
-    const int64_t calls = ceil_div(steps, inner_steps) * ceil_div(tiles, 2);
-    const int64_t share = round_up(ceil_div(steps * Panels::step_bytes, calls), 64);  // of the next panel, to ask for beside each
+  // One k block of one panel; meanwhile `next` is fetched into L2, a little with every k step.
+  void multiply(int64_t tile, int64_t tiles, int64_t panel, int64_t step, int64_t steps, const std::byte* next, std::byte* sums) {
+    const std::byte* b = panels_.tiles(call_, panel, step, steps);
+    const int64_t lines = ceil_div(steps * Panels::step_bytes, 64 * steps * ceil_div(tiles, 2));  // of `next`, a k step
     for (int64_t inner = 0; inner < steps; inner += inner_steps) {
       const int64_t some = std::min(inner_steps, steps - inner);
       const bool begins = step + inner == 0, ends = step + inner + some == Rows::k_steps;
-      for (int64_t t = 0; t < tiles; t += 2, following += share) {
-        for (int64_t i = 0; i < share; i += 64) _mm_prefetch(following + i, _MM_HINT_T1);
+      for (int64_t t = 0; t < tiles; t += 2, next += lines * some * 64) {
         const std::byte* a = rows_.tiles + (tile + t) * Rows::tile_row_bytes + (step + inner) * 1024;
         std::byte* c = sums + t * sums_tile_bytes;
+        if (ends) output_.expect((tile + t) * rows_per_tile, std::min<int64_t>((tile + t + 2) * rows_per_tile, call_.rows), panel);
         if (t + 1 < tiles) {
-          multiply_inner<2>(a, b + inner * 2048, some, c, begins);
+          multiply_inner<2>(a, b + inner * 2048, some, c, begins, next, lines);
         } else {
-          multiply_inner<1>(a, b + inner * 2048, some, c, begins);
+          multiply_inner<1>(a, b + inner * 2048, some, c, begins, next, lines);
         }
         if (ends)
           for (int64_t u = t; u < std::min(t + 2, tiles); ++u) finish(tile + u, sums + u * sums_tile_bytes, panel);
@@ -133,14 +137,17 @@ class BlockedLinear {
   }
 
   template <int row_tiles>
-  static void multiply_inner(const std::byte* a, const std::byte* b, int64_t steps, std::byte* c, bool begins) {
+  static void multiply_inner(const std::byte* a, const std::byte* b, int64_t steps, std::byte* c, bool begins, const std::byte* next,
+                             int64_t lines) {
     if (begins) {
       clear_sums<row_tiles>();
     } else {
       load_sums<row_tiles>(c);
     }
-    for (int64_t step = 0; step < steps; ++step)
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
       multiply_step<TileWeights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048);
+    }
     store_sums<row_tiles>(c);
   }
 

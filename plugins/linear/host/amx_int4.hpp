@@ -18,49 +18,73 @@ void spread_nibbles(const std::byte* codes, std::byte* tiles) {
     }
 }
 
-// Sums of `row_tiles` A tiles (8 rows each) for one group go through `scratch` into totals[8 * row_tiles][2].
-template <class P, int row_tiles>
-void multiply_group(const FixedRows<P>& rows, int64_t first_tile, int group, const std::byte* b, std::byte* scratch,
-                    const GroupHeader<typename P::Weights>& header, f32x16 (*totals)[2]) {
-  using Weights = typename P::Weights;
-  constexpr int steps = std::max(1, Weights::block_k / 64), b_bytes = std::min(1024, Weights::block_k * 16);
-  const int64_t k = int64_t{group} * Weights::block_k;
-  const std::byte* a = rows.tiles + first_tile * FixedRows<P>::tile_row_bytes + k / 64 * 1024 + k % 64;
-  clear_sums<row_tiles>();
-  for (int step = 0; step < steps; ++step)
-    multiply_step<Weights, row_tiles, b_bytes>(a + step * 1024, a + FixedRows<P>::tile_row_bytes + step * 1024, b + step * 2 * b_bytes);
-  store_sums<row_tiles>(scratch);
-  const int32_t* row_sums = rows.sums + group * rows.padded + first_tile * 8;
-  for (int row = 0; row < row_tiles * 8; ++row, scratch += 2 * sums_row_bytes)
-    for (int tile = 0; tile < 2; ++tile)
-      totals[row][tile] = header.fold(tile, _mm512_load_si512(scratch + tile * 64),
-                                      _mm512_load_si512(scratch + sums_row_bytes + tile * 64), row_sums[row], totals[row][tile]);
-}
-
-// Up to `max_tiles` A tiles of rows against one panel.
+// Up to `max_tiles` A tiles of rows (8 rows each) against one panel. Tiles go in pairs; while the matrix unit works on one
+// pair, the sums of the pair before fold, or the next group's codes spread.
 template <class P, int max_tiles>
-void multiply_panel(const Call& call, const FixedRows<P>& rows, int64_t first_tile, int64_t tiles, const std::byte* panel,
-                    const Ahead& ahead, int64_t index, const Output<P>& output) {
+class Int4Panel {
   using Weights = typename P::Weights;
-  alignas(64) std::byte codes[2 * 16 * Weights::block_k], scratch[2 * sums_tile_bytes];
+  using Rows = FixedRows<P>;
+  static constexpr int steps = std::max(1, Weights::block_k / 64), b_bytes = std::min(1024, Weights::block_k * 16);
+
+ public:
+  Int4Panel(const Rows& rows, int64_t first_tile, int tiles, const std::byte* panel, const Ahead& ahead)
+      : rows_(rows), first_tile_(first_tile), tiles_(tiles), panel_(panel), ahead_(ahead) {}
+
+  void multiply() {
+    for (int row = 0; row < tiles_ * 8; ++row) totals[row][0] = totals[row][1] = f32x16::splat(0);
+    spread(0);
+    for (int group = 0; group < P::blocks; ++group) {
+      asm volatile("" ::: "memory");
+      for (int tile = 0; tile < tiles_; tile += 2) tile + 1 < tiles_ ? multiply_pair<2>(group, tile) : multiply_pair<1>(group, tile);
+    }
+    fold();
+  }
+
   f32x16 totals[max_tiles * 8][2];
-  for (int row = 0; row < tiles * 8; ++row) totals[row][0] = totals[row][1] = f32x16::splat(0);
-  for (int b = 0; b < P::blocks; ++b) {
-    const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-    ahead.at(int64_t{b} * Weights::block_bytes, Weights::block_bytes);
-    spread_nibbles<Weights>(block + Weights::header_bytes, codes);
-    asm volatile("" ::: "memory");
-    const GroupHeader<Weights> header(block);
-    int tile = 0;
-    for (; tile + 2 <= tiles; tile += 2) multiply_group<P, 2>(rows, first_tile + tile, b, codes, scratch, header, totals + tile * 8);
-    if (tile < tiles) multiply_group<P, 1>(rows, first_tile + tile, b, codes, scratch, header, totals + tile * 8);
+
+ private:
+  void spread(int group) {
+    ahead_.at(int64_t{group} * Weights::block_bytes, Weights::block_bytes);
+    spread_nibbles<Weights>(block(group) + Weights::header_bytes, codes_[group % 2]);
   }
-  const int64_t begin = first_tile * 8, end = std::min<int64_t>(begin + tiles * 8, call.rows);
-  for (int64_t row = begin; row < end; ++row) {
-    const f32x16 scale = f32x16::splat(rows.scales[row]);
-    output(row, index, totals[row - begin][0] * scale, totals[row - begin][1] * scale);
+
+  template <int row_tiles>
+  void multiply_pair(int group, int tile) {
+    const int64_t k = int64_t{group} * Weights::block_k;
+    const std::byte* a = rows_.tiles + (first_tile_ + tile) * Rows::tile_row_bytes + k / 64 * 1024 + k % 64;
+    clear_sums<row_tiles>();
+    for (int step = 0; step < steps; ++step)
+      multiply_step<Weights, row_tiles, b_bytes>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024,
+                                                 codes_[group % 2] + step * 2 * b_bytes);
+    if (tile == 0 && group + 1 < P::blocks) spread(group + 1);
+    if (group + tile) fold();
+    store_sums<row_tiles>(sums_);
+    unfolded_group_ = group, unfolded_tile_ = tile, unfolded_rows_ = row_tiles * 8;
   }
-}
+
+  void fold() {
+    const GroupHeader<Weights> header(block(unfolded_group_));
+    const int32_t* row_sums = rows_.sums + unfolded_group_ * rows_.padded + (first_tile_ + unfolded_tile_) * 8;
+    const std::byte* sums = sums_;
+    for (int row = 0; row < unfolded_rows_; ++row, sums += 2 * sums_row_bytes)
+      for (int tile = 0; tile < 2; ++tile) {
+        f32x16& total = totals[unfolded_tile_ * 8 + row][tile];
+        total = header.fold(tile, _mm512_load_si512(sums + tile * 64), _mm512_load_si512(sums + sums_row_bytes + tile * 64),
+                            row_sums[row], total);
+      }
+  }
+
+  const std::byte* block(int group) const { return panel_ + int64_t{group} * Weights::block_bytes; }
+
+  const Rows& rows_;
+  const int64_t first_tile_;
+  const int tiles_;
+  const std::byte* panel_;
+  const Ahead& ahead_;
+  int unfolded_group_ = 0, unfolded_tile_ = 0, unfolded_rows_ = 0;
+  alignas(64) std::byte codes_[2][2 * 16 * Weights::block_k];
+  alignas(64) std::byte sums_[2 * sums_tile_bytes];
+};
 
 template <class P>
 void run_amx_int4(const Call& call, const float* bias) {
@@ -74,8 +98,15 @@ void run_amx_int4(const Call& call, const float* bias) {
   stream.each([&](int64_t index, int64_t following) {
     const std::byte* panel = P::panel(call, index);
     const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
-    for (int64_t tile = 0; tile < tiles; tile += max_tiles)
-      multiply_panel<P, max_tiles>(call, rows, tile, std::min<int64_t>(max_tiles, tiles - tile), panel, ahead, index, output);
+    output.expect(0, std::min(call.rows, max_tiles * 8), index);
+    for (int64_t tile = 0; tile < tiles; tile += max_tiles) {
+      Int4Panel<P, max_tiles> part(rows, tile, static_cast<int>(std::min<int64_t>(max_tiles, tiles - tile)), panel, ahead);
+      part.multiply();
+      for (int64_t row = tile * 8; row < std::min<int64_t>((tile + max_tiles) * 8, call.rows); ++row) {
+        const f32x16 scale = f32x16::splat(rows.scales[row]);
+        output(row, index, part.totals[row - tile * 8][0] * scale, part.totals[row - tile * 8][1] * scale);
+      }
+    }
   });
 }
 

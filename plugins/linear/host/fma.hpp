@@ -31,7 +31,7 @@ template <class Use>
 void decode_block(Int8, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile)
     for (int k = 0; k < 64; ++k)
-      use(k, tile, bit_field<8>(block + tile * 1024 + k / 4 * 64, k % 4 * 8) - f32x16::splat(Int8::zero));
+      use(k, tile, bit_field<8>(block + tile * 1024 + k / 4 * 64, k % 4 * 8) - f32x16::splat(Int8::common_zero));
 }
 
 inline f32x16 load_half(const std::byte* at) {

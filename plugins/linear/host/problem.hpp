@@ -12,12 +12,13 @@ struct Bf16 {
 };
 struct Int8 {
   static constexpr bool integer = true, grouped = false;
-  static constexpr int block_k = 64, header_bytes = 0, block_bytes = 2048, zero = 128;
+  static constexpr int block_k = 64, header_bytes = 0, block_bytes = 2048, common_zero = 128;
 };
 template <int group, bool zero_point>
 struct Int4 {
   static constexpr bool integer = true, grouped = true, has_zeros = zero_point;
-  static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16, zero = 8;
+  static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16;
+  static constexpr int common_zero = zero_point ? 1 : 8;
 };
 
 struct None {};  // no activation: the linear is not gated
@@ -70,6 +71,11 @@ struct Output {
     }
   }
 
+  // Asks for the cache lines that a panel's outputs of rows [begin, end) will be written to.
+  void expect(int64_t begin, int64_t end, int64_t panel) const {
+    for (int64_t r = begin; r < end; ++r) __builtin_prefetch(to.row<typename P::Out>(r) + panel * P::panel_outputs, 1);
+  }
+
   static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
 };
 
@@ -105,7 +111,7 @@ inline void prefetch(const std::byte* at, int64_t bytes) {
 
 // The memory that a front-to-back reader of one panel, then of another, should ask for now.
 struct Ahead {
-  static constexpr int64_t distance = 4096;
+  static constexpr int64_t distance = 1024;
   const std::byte *panel, *following;
   int64_t bytes;
   void at(int64_t offset, int64_t count) const {

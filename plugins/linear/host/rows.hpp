@@ -48,8 +48,8 @@ struct Bf16Rows {
 
 #if defined(__AVX512F__)
 // x = scale * (256 * high + low): [rows / 8][k_steps][8 x {high[64], low[64]}] int8, AMX A tiles of 8 rows. Beside them
-// each row's scale and the sums that zero points are multiplied with: int8: of the high and of the low plane, int4: of
-// 256 * high + low over each group.
+// each row's scale and its sums, for zero points: int8: of the high and of the low plane, int4: of 256 * high + low over
+// each group. Sums are already times the zero point where that is the same for all columns.
 template <class P>
 struct FixedRows {
   using Weights = typename P::Weights;
@@ -84,7 +84,7 @@ struct FixedRows {
       if constexpr (Weights::grouped) {
         high_sum = _mm512_add_epi32(high_sum, value);
         if ((k + lanes) % Weights::block_k == 0 && k / Weights::block_k < P::blocks) {
-          sums[k / Weights::block_k * padded + r] = _mm512_reduce_add_epi32(high_sum);
+          sums[k / Weights::block_k * padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
           high_sum = _mm512_setzero_si512();
         }
       } else {
@@ -93,8 +93,8 @@ struct FixedRows {
       }
     }
     if constexpr (!Weights::grouped) {
-      sums[r] = _mm512_reduce_add_epi32(high_sum);
-      sums[padded + r] = _mm512_reduce_add_epi32(low_sum);
+      sums[r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
+      sums[padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(low_sum);
     }
   }
 

@@ -47,11 +47,12 @@ void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel
     for (auto& total : totals) total[0] = total[1] = f32x16::splat(0);
     for (int b = 0; b < P::blocks; ++b) {
       const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-      ahead.at(int64_t{b} * Weights::block_bytes, Weights::block_bytes);
+      ahead.at(int64_t{b} * Weights::block_bytes, Weights::header_bytes);
       const std::byte* codes = block + Weights::header_bytes;
       const __m512i nibble = _mm512_set1_epi8(0x0f);
       PlaneSums<count> even, odd;  // two chains: a dot product takes five cycles
       const auto add = [&](PlaneSums<count>& sums, int quad) {
+        ahead.at(int64_t{b} * Weights::block_bytes + Weights::header_bytes + quad * 64, 64);
         const __m512i both = _mm512_load_si512(codes + quad * 64);
         const int k = b * Weights::block_k + quad * 4;
         sums.add(_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), x + k / 64 * 1024 + k % 64);

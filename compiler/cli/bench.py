@@ -1,0 +1,202 @@
+"""`slipway bench`: an engine's speed at several loads, beside the machine's limits measured in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import click
+
+from slipway.compiler.cli.options import Loading, json_option, loading_options
+from slipway.compiler.cli.steps import Work, group_steps
+from slipway.compiler.cli.tables import print_json, table
+from slipway.compiler.quantities import rate_text, seconds_text
+
+EPILOG = """
+Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
+reading the step's bytes (weights and KV cache) once would take, over the time it took. Tokens are random, greedy, and go on past
+the end-of-sequence token. Decoding counts from when the last prompt has been read.
+
+\b
+Examples:
+  slipway bench engine
+  slipway bench engine --batch 1,32 --prompt 512 --new 64 --json
+"""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """sequences at once; tokens_per_s over all of them; share: of what the read bandwidth allows."""
+
+    sequences: int
+    tokens_per_s: float
+    ttft_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One prompt of `tokens`: until its first token, with nothing cached and with all but its tail cached."""
+
+    tokens: int
+    cold_s: float
+    warm_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.cold_s
+
+
+@dataclass(frozen=True)
+class Bench:
+    model: str
+    weights: str
+    threads: int
+    read_bytes_per_s: float
+    flops_per_s: float
+    start_s: float  # from starting a process to the first token of a 16-token prompt
+    decoding: list[Decoding]
+    prefill: list[Prefill]
+
+
+class Counts(click.ParamType):
+    """Whole numbers separated by commas."""
+
+    name = "n,n,..."
+
+    def convert(self, value, param, ctx) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = value.split(",")
+        if not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of numbers such as 1,8,32", param, ctx)
+        return [int(part) for part in parts]
+
+
+@click.command(epilog=EPILOG)
+@loading_options
+@click.option("--batch", type=Counts(), default="1,8,32", show_default=True, help="Sequences that decode at once.")
+@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Prompt tokens of each.")
+@click.option("--new", type=click.IntRange(2), default=128, show_default=True, metavar="N", help="New tokens of each.")
+@click.option("--prefill", type=Counts(), default="1024", show_default=True, help="Lengths of prompts that are read alone.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds of each measurement.")
+@json_option
+def bench(loading: Loading, batch: list[int], prompt: int, new: int, prefill: list[int], rounds: int, as_json: bool) -> None:
+    """Measure ENGINE, an engine directory, beside this machine's limits."""
+    result = measure(loading, batch, prompt, new, prefill, rounds)
+    print_json(dataclasses.asdict(result)) if as_json else click.echo(as_text(result))
+
+
+def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: list[int], rounds: int) -> Bench:
+    from slipway.compiler.machine import cores, measure_limits
+
+    start_s = statistics.median(start_time(loading) for _ in range(rounds))
+    with loading.engine() as engine:
+        threads = loading.threads or cores()
+        run = _Run(engine, prompt, new, rounds, lambda: measure_limits(threads))
+        decoding = [run.decoding(sequences) for sequences in batch]
+        reading = [run.prefill(tokens) for tokens in prefill]
+        weights = engine.manifest.recipe.get("precision", {}).get("weights", "")
+        return Bench(engine.manifest.model, weights, threads, run.read_bytes_per_s, run.flops_per_s, start_s, decoding, reading)
+
+
+def start_time(loading: Loading) -> float:
+    """Seconds from starting a process until it has the first token of a 16-token prompt."""
+    code = ("import sys; from slipway.runtime.engine import Engine, SamplingParams\n"
+            "with Engine.load(sys.argv[1], verify=sys.argv[2] == 'True') as engine:\n"
+            "    engine.generate([list(range(16))], SamplingParams(max_tokens=1, temperature=0)); print('first', flush=True)\n"
+            "    sys.stdin.read()")  # fmt: skip
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code, str(loading.path), str(loading.verify)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        process.stdout.readline()
+        taken = time.perf_counter() - started
+        process.stdin.close()
+    return taken
+
+
+class _Run:
+    """Measurements on one loaded engine; the machine's limits are taken anew before each."""
+
+    def __init__(self, engine, prompt: int, new: int, rounds: int, limits):
+        self.engine, self.prompt, self.new, self.rounds, self.limits = engine, prompt, new, rounds, limits
+        self.random = random.Random(0)
+        self.measured = []
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        return statistics.median(limits.read_bytes_per_s for limits in self.measured)
+
+    @property
+    def flops_per_s(self) -> float:
+        return statistics.median(limits.flops_per_s for limits in self.measured)
+
+    def decoding(self, sequences: int) -> Decoding:
+        rounds, shares = [], []
+        for _ in range(self.rounds):
+            limits = self.limits()
+            self.measured.append(limits)
+            rate, ttft_s = asyncio.run(self._decode_together(sequences))
+            rounds.append((rate, ttft_s))
+            work = Work(sequences, self.prompt + self.new // 2)
+            bytes_moved = sum(group.bytes_moved(work) for group in group_steps(self.engine.manifest))
+            shares.append(bytes_moved / limits.read_bytes_per_s * rate / sequences)
+        return Decoding(sequences, *(statistics.median(values) for values in zip(*rounds)), statistics.median(shares))
+
+    def prefill(self, tokens: int) -> Prefill:
+        cold, warm = [], []
+        for _ in range(self.rounds):
+            prompt = self._tokens(tokens)
+            cold.append(self._first_token(prompt))
+            warm.append(self._first_token(prompt[:-16] + self._tokens(16)))
+        return Prefill(tokens, statistics.median(cold), statistics.median(warm))
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self.random.randrange(self.engine.manifest.plan.vocab_size) for _ in range(count)]
+
+    def _first_token(self, prompt: list[int]) -> float:
+        started = time.perf_counter()
+        self.engine.generate([prompt], _greedy(1))
+        return time.perf_counter() - started
+
+    async def _decode_together(self, sequences: int) -> tuple[float, float]:
+        """Tokens a second over all sequences once all prompts are read, and the mean time to the first token."""
+        started = time.perf_counter()
+        arrivals = await asyncio.gather(*(self._arrivals(self._tokens(self.prompt)) for _ in range(sequences)))
+        firsts = [times[0] for times in arrivals]
+        all_read, end = max(firsts), max(times[-1] for times in arrivals)
+        decoded = sum(time > all_read for times in arrivals for time in times)
+        return decoded / (end - all_read), statistics.mean(firsts) - started
+
+    async def _arrivals(self, prompt: list[int]) -> list[float]:
+        """When each new token came."""
+        times: list[float] = []
+        async for delta in self.engine.stream(prompt, _greedy(self.new)):
+            times += [time.perf_counter()] * len(delta.token_ids)
+        return times
+
+
+def _greedy(max_tokens: int):
+    from slipway.runtime.engine import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+
+
+def as_text(result: Bench) -> str:
+    decoding = [[f"decode, {d.sequences} at once", f"{d.tokens_per_s:.4g} tokens/s", f"first token {seconds_text(d.ttft_s)}", f"{d.share:.0%}"] for d in result.decoding]
+    reading = [
+        [f"prompt of {p.tokens}", f"{p.tokens_per_s:.4g} tokens/s", f"first token {seconds_text(p.cold_s)}, {seconds_text(p.warm_s)} with its prefix cached", ""]
+        for p in result.prefill
+    ]
+    limits = f"{rate_text(result.read_bytes_per_s, 'B')} read, {rate_text(result.flops_per_s, 'FLOP')}"
+    return "\n".join([
+        f"{result.model}, {result.weights} weights, {result.threads} threads; this machine: {limits}",
+        table(("WORK", "SPEED", "LATENCY", "SHARE"), decoding + reading),
+        f"process start to first token: {seconds_text(result.start_s)}",
+    ])  # fmt: skip

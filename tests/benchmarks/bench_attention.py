@@ -1,0 +1,59 @@
+"""Times paged attention against the machine's own limits: `python tests/benchmarks/bench_attention.py [threads [isa ...]]`.
+
+Decode is compared with reading the same bytes once, in the same run; prefill with its arithmetic.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "plugins"))
+
+from kernel_harness import HOST_TARGETS, compile_kernel  # noqa: E402
+from nodes import BF16  # noqa: E402
+from paged import Sequences, Shape, new_blocks  # noqa: E402
+
+from slipway.compiler.target import Target  # noqa: E402
+
+LAYER = Shape(num_heads=16, num_kv_heads=8, head_dim=128, rotary_dim=128, norm=True)  # Qwen3-0.6B
+COPIES = 8  # of the KV blocks, so that none is in a cache when it is read again
+
+
+def main() -> None:
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    for target in [t for t in HOST_TARGETS[::-1] if t.isa in (sys.argv[2:] or t.isa)]:
+        print(f"{target}, {threads} threads")
+        for sequences, length in ((32, 192), (32, 1024), (8, 1024), (1, 1024), (1, 8192)):
+            decode(target, threads, sequences, length)
+        for new, length in ((1024, 1024), (256, 1024), (512, 4096), (32, 544)):
+            prefill(target, threads, new, length)
+
+
+def decode(target: Target, threads: int, count: int, length: int) -> None:
+    """One token for each of `count` sequences of `length`."""
+    step = Sequences(LAYER, [length] * count).step([(s, length - 1, length) for s in range(count)])
+    kernel = step.lower(target, BF16)
+    kv = [new_blocks(step.sequences, kernel) for _ in range(COPIES)]
+    rival = [new_blocks(step.sequences, kernel) for _ in range(COPIES)]
+    lib, size = compile_kernel(kernel.source, target), count * length * kernel.cost.kv_bytes
+    ours, reads = [], []
+    for blocks, bytes_read in list(zip(kv, rival)) * 3:
+        ours += step.run(kernel, target, blocks, threads).seconds
+        reads.append(lib.driver_read(bytes_read.ctypes.data, size, threads))
+    took, read = statistics.median(ours), statistics.median(reads)
+    print(f"  decode {count:3} x {length:5}: {took * 1e6:8.0f} us {size / took / 1e9:6.1f} GB/s; reading {size / read / 1e9:6.1f} GB/s: {read / took:4.0%}")
+
+
+def prefill(target: Target, threads: int, new: int, length: int) -> None:
+    """The last `new` tokens of one sequence of `length`."""
+    step = Sequences(LAYER, [length]).step([(0, length - new, length)])
+    kernel = step.lower(target, BF16)
+    took = min(step.run(kernel, target, new_blocks(step.sequences, kernel), threads, rounds=7).seconds)
+    flops = kernel.cost.kv_flops * new * (length - (new - 1) / 2)
+    print(f"  prefill {new:4} of {length:4}: {took * 1e3:6.2f} ms {flops / took / 1e12:6.2f} TFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`slipway inspect`, `check` and `explain` read a true manifest."""
+
+import json
+
+import pytest
+from slipway.compiler import machine
+from slipway.compiler.cli.steps import Work, group_steps
+from slipway.runtime.errors import EngineError
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """A machine that reads 1 kB/ms and multiplies 1 kFLOP/ms."""
+    measured = machine.MachineLimits(threads=2, read_bytes_per_s=1e6, flops_per_s=1e6)
+    monkeypatch.setattr(machine, "measure_limits", lambda threads: measured)
+
+
+def test_inspect(cli, engine_dir, golden):
+    outcome = cli("inspect", engine_dir)
+    assert (outcome.code, outcome.err) == (0, "")
+    golden("cli/inspect_output.txt", outcome.out)
+
+
+def test_inspect_json(cli, engine_dir):
+    value = json.loads(cli("inspect", engine_dir, "--json").out)
+    assert value["model"] == "tiny" and value["limits"]["max_sequences"] == 4
+    assert value["plan"][0] == {"name": "model.layers.*.mlp.up_proj", "op": "aten::linear", "times": 2, "weight_bytes": 8192}
+    assert value["files"]["weights/0.bin"] == 4096
+
+
+def test_inspect_refuses_what_is_no_engine(cli, tmp_path):
+    outcome = cli("inspect", tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "expected an engine directory made by `slipway build`" in outcome.err
+
+
+def test_check_says_it_loads(cli, fake, engine_dir):
+    outcome = cli("check", engine_dir)
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"{engine_dir}: loads here: tiny for cpu (avx2)\n", "")
+    assert json.loads(cli("check", engine_dir, "--json").out) == {"loads": True, "reason": None}
+
+
+def test_check_says_why_not(cli, fake, engine_dir):
+    fake.load_error = EngineError("engine", "made for amx")
+    outcome = cli("check", engine_dir)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", "engine: made for amx\n")
+    outcome = cli("check", engine_dir, "--json")
+    assert outcome.code == 2 and json.loads(outcome.out) == {"loads": False, "reason": "engine: made for amx"}
+
+
+def test_steps_are_grouped_over_layers_and_shared_weights_counted_once(manifest):
+    linear, attention, segment = group_steps(manifest)
+    assert (linear.name, linear.steps, linear.weight_bytes) == ("model.layers.*.mlp.up_proj", [0, 2], 8192)
+    assert (attention.steps, segment.steps) == ([1, 3], [4])
+    work = Work(sequences=3, context=10)
+    assert (linear.bytes_moved(work), linear.flops(work)) == (2 * (4096 + 3 * 512), 2 * 3 * 8192)
+    assert (attention.bytes_moved(work), attention.flops(work)) == (2 * 30 * 128, 2 * 30 * 256)
+
+
+def test_explain(cli, engine_dir, limits, golden):
+    outcome = cli("explain", engine_dir, "--batch", 2, "--context", 16)
+    assert (outcome.code, outcome.err) == (0, "")
+    golden("cli/explain_output.txt", outcome.out)
+
+
+def test_explain_json(cli, engine_dir, limits):
+    value = json.loads(cli("explain", engine_dir, "--json").out)
+    assert value["work"] == {"sequences": 1, "context": 512}
+    assert value["steps"][1]["bytes"] == 2 * 512 * 128 and value["steps"][1]["took_s"] is None
+
+
+def test_explain_measures(cli, engine_dir, limits, fake, golden):
+    fake.time_steps = lambda sequences, context: [0.1, 0.2, 0.1, 0.2, 0.05]
+    outcome = cli("explain", engine_dir, "--measure")
+    assert outcome.code == 0
+    golden("cli/explain_measured.txt", outcome.out)

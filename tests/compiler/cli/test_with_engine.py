@@ -1,0 +1,115 @@
+"""The whole way through the command line: the demo recipe is built, checked, explained and run, in true processes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from slipway.recipes import catalog, schema
+
+CODE = "import sys; from slipway.compiler.cli import main; sys.exit(main())"
+PROMPT = "def read_lines(path):\n"
+
+
+def command(*arguments):
+    return [sys.executable, "-W", "error", "-c", CODE, *map(str, arguments)]
+
+
+def slipway(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    out = tmp_path_factory.mktemp("built") / "engine"
+    done = slipway("build", "demo-llama/cpu-bf16", "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{out}: built\n") and "verified: KL" in done.stdout
+    assert re.fullmatch(r"(\[\d/6\] .*\n)+", done.stderr), done.stderr
+    return out
+
+
+def test_run_prints_the_completion_alone(engine):
+    options = [engine, PROMPT, "--max-tokens", 24, "--temperature", 0]
+    streamed, whole, as_json = (slipway("run", *options, *more) for more in ([], ["--no-stream"], ["--json"]))
+    value = json.loads(as_json.stdout)
+    assert (value["finish_reason"], len(value["token_ids"])) == ("length", 24) and value["metrics"]["ttft_s"] > 0
+    assert streamed.stdout.rstrip("\n") == whole.stdout.rstrip("\n") == value["text"].rstrip("\n")
+    assert [done.returncode for done in (streamed, whole, as_json)] == [0] * 3
+    assert re.fullmatch(r"24 tokens; the first after .*, then .* tokens/s\n", streamed.stderr)
+
+
+def test_run_never_imports_torch(engine):
+    code = f"import sys; from slipway.compiler.cli.exits import run; run({['run', str(engine), 'x', '--max-tokens', '1']!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "onnxruntime", "pydantic"} & set(done.stdout.split())
+
+
+def test_ctrl_c_ends_a_run_cleanly(engine):
+    endless = command("run", engine, PROMPT, "--max-tokens", 2000, "--temperature", 1)
+    with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) in [(130, "interrupted\n"), (0, err)]
+    assert "Traceback" not in err
+
+
+def test_chat(engine):
+    done = slipway("chat", engine, "--max-tokens", 8, "--temperature", 0, input="open a file\n/reset\nopen a file\n")
+    assert done.returncode == 0, done.stderr
+    half = len(done.stdout) // 2
+    assert done.stdout and done.stdout[:half] == done.stdout[half:]
+
+
+def test_a_prompt_that_is_too_long(engine):
+    done = slipway("run", engine, "-", input="x " * 10_000)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"prompt: \d+ tokens, expected 1\.\.2047, one less than max_sequence_length\n", done.stderr)
+
+
+def test_check_and_a_damaged_copy(engine, tmp_path):
+    done = slipway("check", engine)
+    assert (done.returncode, done.stderr) == (0, "") and ": loads here: demo-llama for cpu (" in done.stdout
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", engine, copy], check=True)
+    weights = max((copy / "weights").iterdir(), key=lambda file: file.stat().st_size)
+    weights.chmod(0o644)
+    with open(weights, "r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged!")
+    done = slipway("check", copy)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "contents changed since the build" in done.stderr
+
+
+def test_inspect_and_explain(engine):
+    assert json.loads(slipway("inspect", engine, "--json").stdout)["recipe"] == recipe().resolved()
+    done = slipway("explain", engine, "--batch", 2, "--context", 64, "--measure", "--json")
+    assert done.returncode == 0, done.stderr
+    steps = json.loads(done.stdout)["steps"]
+    assert {"aten::linear", "slipway::paged_attention"} <= {step["op"] for step in steps}
+    assert all(step["took_s"] > 0 and step["allowed_s"] >= 0 for step in steps)
+
+
+def recipe():
+    return schema.load(catalog.find("demo-llama/cpu-bf16"))
+
+
+def test_a_second_build_takes_everything_from_the_cache(engine):
+    start = time.monotonic()
+    done = slipway("build", "demo-llama/cpu-bf16", "-o", engine, "--force", "--why")
+    assert done.returncode == 0, done.stderr
+    why = [line for line in done.stdout.splitlines() if line.startswith(("graphs:", "objects:", "kernels:", "weights:"))]
+    assert why and all(line.endswith(": cached") for line in why)
+    assert time.monotonic() - start < 60
+
+
+def test_dry_run_builds_nothing(tmp_path):
+    done = slipway("build", "demo-llama/cpu-int8", "-o", tmp_path / "engine", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would be built" in done.stdout and "tokens/s for one sequence" in done.stdout
+    assert not (tmp_path / "engine").exists()

@@ -1,0 +1,44 @@
+"""The golden-text fixture: expected output lives in tests/golden, `pytest --update-golden` writes it anew.
+
+And the tiny random checkpoints of tests/tiny, each made once a session.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.append(str(Path(__file__).parent / "tiny"))  # for `import tiny_models` under --import-mode=importlib
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden from what the tests saw")
+
+
+@pytest.fixture
+def golden(request):
+    """golden(name, text): text equals tests/golden/<name>."""
+
+    def check(name, text):
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no golden file {path}: run pytest --update-golden and read what it wrote"
+        assert text == path.read_text(), f"differs from {path}: if the change is meant, run pytest --update-golden"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(family): the tiny_models.Tiny of that family."""
+    made = {}
+
+    def get(family):
+        from tiny_models import Tiny
+
+        return made.get(family) or made.setdefault(family, Tiny(family, tmp_path_factory.mktemp(family)))
+
+    return get

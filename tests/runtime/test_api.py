@@ -1,0 +1,184 @@
+"""The Python side: sampling parameters, chat templates, vocabularies, refusals of loading."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from toy_engine import Toy, byte_tokenizer, edit
+
+from slipway.runtime import loading, machine
+from slipway.runtime.chat import ChatTemplate
+from slipway.runtime.engine import Engine, EngineError, RequestError, SamplingParams
+from slipway.runtime.manifest import Target
+from slipway.runtime.parallel import for_each
+from slipway.runtime.vocabulary import Vocabulary, read_vocabulary
+
+
+@pytest.mark.parametrize("field, value", [
+    ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("min_tokens", -1), ("temperature", -0.1), ("temperature", float("nan")),
+    ("temperature", "hot"), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 2), ("typical_p", 0), ("repetition_penalty", 0),
+    ("presence_penalty", float("inf")), ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {3: "x"}), ("bad_words", "word"),
+    ("bad_words", [""]), ("bad_words", [[]]), ("stop", [""]), ("stop", 3), ("stop_token_ids", "12"), ("stop_token_ids", [-1]),
+    ("ignore_eos", 1), ("seed", -1), ("seed", 2**64), ("logprobs", -1), ("n", 0), ("n", 10**6), ("speculate_tokens", -1),
+])  # fmt: skip
+def test_a_wrong_field_is_named(field, value):
+    with pytest.raises(RequestError) as error:
+        SamplingParams(**{field: value})
+    assert error.value.where == field and error.value.expected
+
+
+def test_min_tokens_fit_max_tokens():
+    with pytest.raises(RequestError, match="min_tokens: 5, expected at most max_tokens, 4"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_recommended_values_fill_what_is_unsaid():
+    params = SamplingParams(top_p=0.5, stop="end").with_defaults({"temperature": 0.6, "top_p": 0.9, "top_k": None})
+    assert (params.temperature, params.top_p, params.top_k, params.stop) == (0.6, 0.5, 0, ("end",))
+
+
+TEMPLATE = """{%- for m in messages %}
+{%- if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}
+{{- bos_token + m.role + ':' + m.content | trim + '\\n' }}
+{%- if loop.index > 7 %}{% break %}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}assistant:{% endif %}{{ extra }}"""
+
+
+def test_chat_template():
+    template = ChatTemplate(TEMPLATE, {"bos_token": "<s>"})
+    messages = [{"role": "user", "content": " hi "}]
+    assert template.render(messages) == "<s>user:hi\nassistant:"
+    assert template.render(messages, add_generation_prompt=False, extra="!") == "<s>user:hi\n!"
+
+
+@pytest.mark.parametrize("messages, words", [
+    ([{"role": "tool", "content": ""}], "no tools"),
+    ([{"role": 5, "content": "x"}], "chat template"),
+    ("hello", '"role"'),
+    ([{"content": "x"}], '"role"'),
+])  # fmt: skip
+def test_messages_a_template_cannot_take(messages, words):
+    with pytest.raises(RequestError, match=words):
+        ChatTemplate(TEMPLATE, {"bos_token": ""}).render(messages)
+
+
+def test_a_template_cannot_leave_its_sandbox():
+    with pytest.raises(RequestError, match="unsafe"):
+        ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}", {}).render([])
+
+
+TEXT = "def naïve(): # 日本語 🎉\n\t'''x'''"
+
+
+def test_vocabulary_of_a_byte_level_tokenizer():
+    tokenizer = byte_tokenizer()
+    vocabulary = read_vocabulary(tokenizer)
+    assert b"".join(vocabulary.pieces[token] for token in tokenizer.encode(TEXT, add_special_tokens=False).ids) == TEXT.encode()
+    assert vocabulary.pieces[256:] == [b"<end>", b"<begin>"] and vocabulary.special == [False] * 256 + [True] * 2
+    assert not vocabulary.strip_leading_space
+
+
+def test_vocabulary_of_a_sentencepiece_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    words = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256, "▁d": 257, "e": 258, "f": 259, "<unk>": 260}
+    merges = [("▁", "d")]
+    tokenizer = Tokenizer(models.BPE(vocab=words | {"d": 261}, merges=merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    vocabulary = read_vocabulary(tokenizer)
+    text = b"".join(vocabulary.pieces[token] for token in tokenizer.encode(TEXT, add_special_tokens=False).ids)
+    assert vocabulary.strip_leading_space and text[1:] == TEXT.encode()
+
+
+def test_a_vocabulary_kept_in_a_file(tmp_path):
+    path = tmp_path / "vocabulary.bin"
+    vocabulary = read_vocabulary(byte_tokenizer())
+    vocabulary.write(path)
+    assert Vocabulary.read(path) == vocabulary
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:10], b"", b"x" + whole[1:], whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(EngineError, match="the engine is damaged"):
+            Vocabulary.read(path)
+
+
+def refusal(directory, **options):
+    with pytest.raises(EngineError) as error:
+        Engine.load(directory, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weights/next.bin", "kernels/toy.so", "tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"])
+def test_a_flipped_bit_is_found(toy, name):
+    directory = toy()
+    data = bytearray((directory / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (directory / name).write_bytes(data)
+    assert refusal(directory) == f"{directory / name}: contents changed since the build; the engine is damaged: copy or build it again"
+
+
+def test_another_instruction_set_is_refused(toy):
+    directory = toy()
+    edit(directory, lambda m: replace(m, target=Target("cpu", "amx", ("sse2", "amx_tile_v9"))))
+    assert "built for amx; this CPU lacks amx_tile_v9; build it again" in refusal(directory)
+    edit(directory, lambda m: replace(m, target=Target("sm90", "sm90", ())))
+    assert "built for sm90, expected a cpu engine" in refusal(directory)
+
+
+def test_memory_is_counted_before_it_is_taken(toy, monkeypatch):
+    directory = toy()
+    assert "ask for kv_tokens of at most" in refusal(directory, kv_tokens=10**14)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    assert "not even the weights fit" in refusal(directory)
+
+
+def test_the_kv_tokens_a_refusal_names_fit(toy, monkeypatch):
+    from slipway.runtime.manifest import Manifest
+
+    manifest = Manifest.read(toy())
+    monkeypatch.setattr(machine, "available_bytes", lambda: 10**6)
+    with pytest.raises(EngineError) as error:
+        loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=10**7))
+    fitting = int(str(error.value).split()[-1])
+    assert loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=fitting)) * 4 == fitting
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": True}, {"kv_tokens": -4}, {"kv_tokens": 1.5}])
+def test_options_are_checked(toy, options):
+    assert "a whole number of at least 1" in refusal(toy(), **options)
+
+
+def test_a_library_that_is_none_is_refused(toy, toy_library):
+    directory = Toy(extra=("toy_missing",)).write(toy().parent / "odd", toy_library)
+    assert "no kernel toy_missing" in refusal(directory)
+
+
+def test_cores_and_memory_obey_the_control_group(tmp_path, monkeypatch):
+    group = tmp_path / "a" / "b"
+    group.mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "a" / "memory.max").write_text("1000000\n")
+    (tmp_path / "a" / "memory.current").write_text("900000\n")
+    (tmp_path / "a" / "memory.stat").write_text("anon 5\nactive_file 100000\ninactive_file 50000\n")
+    (group / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(machine, "_cgroups", lambda: iter([group, group.parent]))
+    assert machine.usable_cores() == 1
+    assert machine.available_bytes() == 250000
+
+
+def test_the_runtime_needs_neither_torch_nor_the_compiler():
+    code = "import sys, slipway.runtime.engine as e; print([m for m in sys.modules if m.split('.')[0] in " \
+           "('torch', 'transformers', 'jinja2', 'onnxruntime', 'pydantic') or m.startswith('slipway.compiler')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_for_each_keeps_the_order_and_the_first_error():
+    assert for_each(lambda n: n * n, range(50), 4) == [n * n for n in range(50)]
+    assert for_each(str, [], 4) == []
+    with pytest.raises(ZeroDivisionError):
+        for_each(lambda n: 1 // n, [3, 2, 1, 0], 3)

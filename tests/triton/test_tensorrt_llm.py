@@ -1,0 +1,130 @@
+"""The TensorRT-LLM contract without a server: what a request asks of the engine and how its parts become outputs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from slipway.runtime.errors import RequestError
+from slipway.runtime.triton.exchange import Part
+from slipway.runtime.triton.tensorrt_llm import TensorrtLlmExchange
+
+TOKENIZER = SimpleNamespace(
+    encode=lambda text, add_special_tokens: SimpleNamespace(ids=list(text.encode())),
+    decode=lambda ids, skip_special_tokens: bytes(ids).decode(),
+)
+
+
+def exchange(rows=1, **inputs):
+    """Each value for every row."""
+    arrays = {name: np.array([value] * rows, object if isinstance(value[0], bytes) else None) for name, value in inputs.items()}
+    return TensorrtLlmExchange(arrays, "", TOKENIZER)
+
+
+def text(**inputs):
+    return exchange(text_input=[b"ab"], max_tokens=[4], **inputs)
+
+
+def ids(**inputs):
+    return exchange(input_ids=[1, 2, 3], input_lengths=[2], request_output_len=[4], **inputs)
+
+
+def params(asked):
+    return asked.calls[0].params
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sampling"),
+    [
+        ({}, {"temperature": 0.0}),
+        ({"temperature": [0.7]}, {"temperature": 0.0}),
+        ({"top_k": [1], "top_p": [0.5]}, {"temperature": 0.0}),
+        ({"top_k": [5]}, {"temperature": 1.0, "top_k": 5, "top_p": 1.0}),
+        ({"top_p": [0.5], "temperature": [0.7]}, {"temperature": 0.7, "top_k": 0, "top_p": 0.5}),
+        ({"runtime_top_k": [5], "top_p": [0.0]}, {"temperature": 1.0, "top_k": 5, "top_p": 1.0}),
+    ],
+)
+def test_greedy_unless_top_k_or_top_p_says_otherwise(inputs, sampling):
+    found = params(text(**inputs))
+    assert {name: found.get(name) for name in sampling} == sampling and ("top_k" in found) == ("top_k" in sampling)
+
+
+def test_plain_parameters():
+    found = params(text(min_length=[2], random_seed=[9], presence_penalty=[0.5], num_return_sequences=[3]))
+    assert (found["min_tokens"], found["seed"], found["presence_penalty"], found["n"]) == (2, 9, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "end"),
+    [
+        ({}, (False, [], [])),
+        ({"end_id": [7]}, (True, [7], [])),
+        ({"end_id": [-1]}, (True, [], [])),
+        ({"stop_words": [b"ab", b"", b"c"]}, (False, [], ["ab", "c"])),
+        ({"stop_words_list": [[97, 98, 99], [1, 3, -1]]}, (False, [97], ["bc"])),
+    ],
+)
+def test_ends(inputs, end):
+    found = params(text(**inputs))
+    assert (found["ignore_eos"], found["stop_token_ids"], found["stop"]) == end
+
+
+def test_bad_words_and_biases():
+    found = params(text(bad_words=[b"ab"], embedding_bias_words=[b"a", b"ab"], embedding_bias_weights=[1.0, 2.0]))
+    assert found["bad_words"] == ["ab"] and found["logit_bias"] == {97: 3.0, 98: 2.0}
+    found = params(ids(bad_words_list=[[5, 6, 7, 0], [2, 3, -1, -1]], embedding_bias=[0.0, 0.5]))
+    assert found["bad_words"] == [[5, 6], [7]] and found["logit_bias"] == {1: 0.5}
+
+
+def test_ids_are_cut_to_their_length():
+    assert ids().calls[0].prompt == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda: text(beam_width=[2]), "beam_width: 2, expected 1; the engine samples and has no beam search"),
+        (lambda: text(return_generation_logits=[True]), "return_log_probs gives log probabilities"),
+        (lambda: exchange(text_input=[b"a"]), "max_tokens: not given"),
+        (lambda: exchange(max_tokens=[1]), "0 of them given, expected exactly one"),
+        (lambda: text(input_ids=[1]), "2 of them given, expected exactly one"),
+        (lambda: text(seed=[1], random_seed=[2]), "random_seed: given beside seed"),
+        (lambda: exchange(text_input=[b"\xff"], max_tokens=[1]), "text_input: byte 0 is not UTF-8"),
+        (lambda: exchange(input_ids=[1], input_lengths=[0], max_tokens=[1]), "input_lengths: 0, expected 1 to 1"),
+        (lambda: text(stop_words_list=[[1, 2], [2, 1]]), "word ends [2, 1]"),
+        (lambda: text(embedding_bias_words=[b"a"]), "embedding_bias_weights: 0 weights, expected one for each of 1"),
+    ],
+)
+def test_refused(asked, message):
+    with pytest.raises(RequestError) as error:
+        asked()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "answer"), [({}, "abc"), ({"exclude_input_in_output": [True]}, "c"), ({"stream": [True]}, "c")]
+)
+def test_text_answers(inputs, answer):
+    (outputs,) = text(**inputs).responses([Part(0, 0, "c", [9])])
+    assert outputs["text_output"].tolist() == [[answer.encode()]]
+
+
+def test_id_answers():
+    (outputs,) = ids(return_num_output_tokens=[True]).responses([Part(0, 0, "c", [9, 8])])
+    assert outputs["output_ids"].tolist() == [[[1, 2, 9, 8]]] and outputs["sequence_length"].tolist() == [[4]]
+    assert outputs["num_output_tokens"].tolist() == [[2]]
+    (outputs,) = ids(streaming=[True]).responses([Part(0, 0, "c", [9])])
+    assert outputs["output_ids"].tolist() == [[[9]]]
+
+
+def test_log_probs():
+    entries = [[SimpleNamespace(logprob=-0.5)], [SimpleNamespace(logprob=-1.0)]]
+    (outputs,) = text(return_log_probs=[True]).responses([Part(0, 0, "cd", [9, 8], entries, "stop", -1.5)])
+    assert outputs["cum_log_probs"].tolist() == [[-1.5]] and outputs["output_log_probs"].tolist() == [[[-0.5, -1.0]]]
+
+
+def test_every_sequence_of_every_row_answers_for_itself():
+    asked = exchange(2, text_input=[b"ab"], max_tokens=[4], num_return_sequences=[2])
+    outputs = asked.responses([Part(1, 0, "x", [1]), Part(1, 1, "y", [2])])
+    assert asked.num_responses == 4 and len(asked.calls) == 2
+    assert [(o["batch_index"].item(), o["sequence_index"].item()) for o in outputs] == [(1, 0), (1, 1)]
