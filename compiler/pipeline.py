@@ -171,8 +171,7 @@ def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     kernels = planned.kernels()
     with job.progress.stage("compile kernels", total=len({k.symbol for k in kernels}), unit="kernels") as stage:
         library = compile_library(kernels, job.target, job.cache, cores(), stage.advance)
-    weight_bytes = sum(k.cost.weight_bytes for k in kernels)
-    with job.progress.stage("pack weights", total=weight_bytes, unit="B") as stage:
+    with job.progress.stage("pack weights", total=len(planned.weights()), unit="weights") as stage:
         packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, cores(), stage.advance)
         segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
     with directory.publishing(job.out) as draft:

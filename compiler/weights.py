@@ -29,11 +29,11 @@ class PackedFile:
 
 def pack_weights(planned: PlannedGraph, tensors: Mapping[str, torch.Tensor], identities: Identities, cache: StageCache,
                  jobs: int, done: Callable[[int], None]) -> dict[tuple, PackedFile]:
-    """Every weight of the plan, by weight_id. done(bytes): a weight is there."""
+    """Every weight of the plan, by weight_id. done(1): a weight is there."""
 
     def pack(weight: PackedWeight) -> PackedFile:
         packed = _pack(planned.graph, weight, tensors, identities, cache)
-        done(packed.bytes)
+        done(1)
         return packed
 
     weights = planned.weights()

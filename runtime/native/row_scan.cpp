@@ -1,0 +1,164 @@
+#include "row_scan.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SLIPWAY_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define SLIPWAY_CLONES
+#endif
+#define SLIPWAY_INLINE inline __attribute__((always_inline))
+
+namespace slipway {
+namespace {
+
+using Lanes = float __attribute__((vector_size(64)));
+using Bits = int32_t __attribute__((vector_size(64)));
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+SLIPWAY_INLINE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
+
+// The last lanes of a row; what is missing is -inf.
+SLIPWAY_INLINE void load_tail(const float* from, size_t count, Lanes& to) {
+  to = Lanes{} - infinity;
+  std::memcpy(&to, from, count * sizeof(float));
+}
+
+SLIPWAY_INLINE void take_max(Lanes& max, Bits& valid, const Lanes& x) {
+  max = x > max ? x : max;
+  valid &= x < infinity;
+}
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 below -87. Cephes' polynomial.
+SLIPWAY_INLINE void exp_lanes(Lanes& x) {
+  constexpr float log2e = 1.44269504f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f, least = -87.0f;
+  const Bits vanishes = x < least;
+  const Lanes floor = Lanes{} + least;
+  x = vanishes ? floor : x;
+  const Bits n = __builtin_convertvector(x * log2e - 0.5f, Bits);  // truncation: to nearest, as x <= 0
+  const Lanes whole = __builtin_convertvector(n, Lanes);
+  const Lanes r = x - whole * ln2_hi - whole * ln2_lo;
+  Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  Bits exponent = (n + 127) << 23;
+  Lanes power;
+  std::memcpy(&power, &exponent, sizeof power);
+  x = vanishes ? Lanes{} : p * power;
+}
+
+SLIPWAY_INLINE void scan_chunk(const float* chunk, size_t count, float* group_max, Bits& valid) {
+  Lanes max[4], x;
+  for (Lanes& lanes : max) lanes = Lanes{} - infinity;
+  size_t i = 0;
+  for (; i + 4 * row_lanes <= count; i += 4 * row_lanes)
+    for (size_t k = 0; k < 4; ++k) {
+      load(chunk + i + k * row_lanes, x);
+      take_max(max[k], valid, x);
+    }
+  for (; i < count; i += row_lanes) {
+    load_tail(chunk + i, std::min(row_lanes, count - i), x);
+    take_max(max[0], valid, x);
+  }
+  for (size_t k = 1; k < 4; ++k) max[0] = max[k] > max[0] ? max[k] : max[0];
+  std::memcpy(group_max, &max[0], sizeof max[0]);
+}
+
+SLIPWAY_CLONES bool scan_chunks(const float* row, size_t size, float* group_max) {
+  Bits valid = Bits{} - 1;
+  for (size_t start = 0; start < size; start += row_chunk, group_max += row_lanes)
+    scan_chunk(row + start, std::min(row_chunk, size - start), group_max, valid);
+  int32_t all = -1;
+  for (size_t lane = 0; lane < row_lanes; ++lane) all &= valid[lane];
+  return all != 0;
+}
+
+SLIPWAY_CLONES float largest(const float* values, size_t count) {  // count: a multiple of row_lanes
+  Lanes max = Lanes{} - infinity, x;
+  for (size_t i = 0; i < count; i += row_lanes) {
+    load(values + i, x);
+    max = x > max ? x : max;
+  }
+  float result = max[0];
+  for (size_t lane = 1; lane < row_lanes; ++lane) result = std::max(result, static_cast<float>(max[lane]));
+  return result;
+}
+
+SLIPWAY_CLONES void weigh_chunks(const float* row, size_t size, float max, float scale, float* weights, double* sums) {
+  for (size_t start = 0; start < size; start += row_chunk) {
+    const size_t end = std::min(start + row_chunk, size);
+    Lanes sum{}, x;
+    for (size_t i = start; i < end; i += row_lanes) {
+      const size_t count = std::min(row_lanes, end - i);
+      if (count == row_lanes) load(row + i, x);
+      else load_tail(row + i, count, x);
+      x = (x - max) * scale;
+      exp_lanes(x);
+      sum += x;
+      std::memcpy(weights + i, &x, count * sizeof(float));
+    }
+    double total = 0;
+    for (size_t lane = 0; lane < row_lanes; ++lane) total += static_cast<double>(sum[lane]);
+    *sums++ = total;
+  }
+}
+
+// No branch on the data: the position moves on only past what is kept.
+size_t compact(std::span<const float> values, int32_t first, float threshold, int32_t* out) {
+  size_t kept = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    out[kept] = first + static_cast<int32_t>(i);
+    kept += values[i] >= threshold;
+  }
+  return kept;
+}
+
+size_t num_chunks(size_t size) { return (size + row_chunk - 1) / row_chunk; }
+
+}  // namespace
+
+void scan_row(std::span<const float> row, RowScan& scan) {
+  scan.group_max.resize(num_chunks(row.size()) * row_lanes);
+  scan.valid = scan_chunks(row.data(), row.size(), scan.group_max.data());
+  scan.max = largest(scan.group_max.data(), scan.group_max.size());
+}
+
+int32_t best_token(std::span<const float> row, const RowScan& scan) {
+  const auto group = static_cast<size_t>(std::ranges::find(scan.group_max, scan.max) - scan.group_max.begin());
+  const auto rest = row.subspan(group / row_lanes * row_chunk);
+  return static_cast<int32_t>(std::ranges::find(rest, scan.max) - row.begin());
+}
+
+float threshold_of_best(const RowScan& scan, size_t count, std::vector<float>& scratch) {
+  constexpr float lowest = std::numeric_limits<float>::lowest();
+  if (count == 0 || count > scan.group_max.size()) return lowest;
+  scratch = scan.group_max;
+  const auto place = scratch.begin() + static_cast<ptrdiff_t>(count) - 1;
+  std::ranges::nth_element(scratch, place, std::greater<>());
+  return std::max(*place, lowest);
+}
+
+void tokens_from(std::span<const float> row, const RowScan& scan, float threshold, std::vector<int32_t>& tokens) {
+  tokens.clear();
+  for (size_t chunk = 0; chunk < num_chunks(row.size()); ++chunk) {
+    const auto groups = std::span(scan.group_max).subspan(chunk * row_lanes, row_lanes);
+    if (std::ranges::none_of(groups, [threshold](float max) { return max >= threshold; })) continue;
+    const size_t start = chunk * row_chunk, kept = tokens.size();
+    const auto values = row.subspan(start, std::min(row_chunk, row.size() - start));
+    tokens.resize(kept + values.size());
+    tokens.resize(kept + compact(values, static_cast<int32_t>(start), threshold, tokens.data() + kept));
+  }
+}
+
+void weigh_row(std::span<const float> row, float max, float scale, std::span<float> weights, std::vector<double>& chunk_sums) {
+  chunk_sums.resize(num_chunks(row.size()));
+  weigh_chunks(row.data(), row.size(), max, scale, weights.data(), chunk_sums.data());
+}
+
+}  // namespace slipway

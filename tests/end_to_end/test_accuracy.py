@@ -1,0 +1,73 @@
+"""The engines' own kernels say what transformers says in float32."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from slipway.recipes import catalog
+from slipway.runtime.engine import Engine, SamplingParams
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+MODELS = ("demo-llama", "demo-qwen3")
+KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 24, 64
+TIE = 0.1  # of a logit: closer candidates than this may change places under bfloat16 rounding
+
+
+def checkpoint_of(model):
+    return catalog.find(f"{model}/cpu-bf16").parent / "checkpoint"
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return request.param
+
+
+@pytest.mark.parametrize("precision", KL_LIMITS)
+def test_the_build_has_measured_its_divergence(build, model, precision):
+    engine = build(f"{model}/cpu-{precision}")
+    verified = json.loads((engine / "verify.json").read_text())
+    assert 0 <= verified["kl"] <= verified["limit"] == KL_LIMITS[precision]
+    assert verified["tokens"] >= 1024 and verified["top1"] > 0.9
+
+
+def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):
+    kl = [json.loads((build(f"{model}/cpu-{p}") / "verify.json").read_text())["kl"] for p in ("bf16", "int8", "int4")]
+    assert kl[0] < kl[1] < kl[2]
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    """Token ids [PROMPTS, PROMPT_TOKENS] from all over the held-out text."""
+    text = pathlib.Path(checkpoint_of(model)).parent.parent.joinpath("heldout.txt").read_text()
+    ids = Tokenizer.from_file(str(checkpoint_of(model) / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    starts = np.linspace(0, len(ids) - PROMPT_TOKENS, PROMPTS).astype(int)
+    return torch.tensor([ids[start : start + PROMPT_TOKENS] for start in starts])
+
+
+@torch.no_grad()
+def reference(model, prompts):
+    """Greedy tokens of transformers in float32, and the logits each came from."""
+    network = AutoModelForCausalLM.from_pretrained(checkpoint_of(model), dtype=torch.float32)
+    out = network.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+                           do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    return out.sequences[:, PROMPT_TOKENS:], torch.stack(out.logits, 1)
+
+
+def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, model, prompts):
+    wanted, logits = reference(model, prompts)
+    with Engine.load(build(f"{model}/cpu-bf16")) as engine:
+        found = engine.generate(prompts.tolist(), SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
+    gaps = {}
+    for i, completion in enumerate(found):
+        tokens = torch.tensor(completion.token_ids)
+        assert len(tokens) == NEW_TOKENS
+        if (differ := (tokens != wanted[i]).nonzero()).numel():
+            first = int(differ[0])
+            gaps[i] = float(logits[i, first].max() - logits[i, first, tokens[first]])
+    print(f"{model}: {PROMPTS - len(gaps)} of {PROMPTS} equal; logit gaps where they part: {sorted(gaps.values())}")
+    assert all(gap < TIE for gap in gaps.values()), gaps
+    assert len(gaps) < PROMPTS / 2
