@@ -53,24 +53,18 @@ class Problem:
         return 128 * -(-columns // 64) + 4 + 4 * (self.fmt.groups(columns) if self.fmt.group_size else 2)
 
     @property
-    def blocking(self) -> tuple[int, int, int]:
-        """linear::Blocking of the many-row kernel: row tiles, k steps, panels."""
-        steps = -(-self.inputs // (64 if self.fmt.bits == 8 else 32))
-        k_steps = steps if steps <= 64 else 32
-        row_tiles = max(2, min(64, ROW_BLOCK_BYTES // (1024 * k_steps)) // 2 * 2)
-        panels = pack.num_panels(self.outputs, self.gated)
-        return row_tiles, k_steps, max(1, min(8, panels // 8)) if k_steps < steps else 1
-
-    @property
     def private_bytes(self) -> int:
         return 16 * self.row_bytes
 
     @property
     def local_bytes(self) -> int:
+        """Scratch of a thread: rows it packs for itself; on AMX also sums and decoded weights of the many-row kernel."""
         if self.target.isa != "amx":
             return self.private_bytes
-        row_tiles, k_steps, panels = self.blocking
-        return self.private_bytes + row_tiles * panels * 2048 + k_steps * 2048 + 8192
+        steps = -(-self.inputs // (64 if self.fmt.bits == 8 else 32))
+        tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
+        sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)
+        return self.private_bytes + sums + 2048 * min(steps, 128) + 8192
 
 
 class LinearPlugin:
@@ -117,7 +111,6 @@ class LinearPlugin:
                 activation=f"act::{activation}" if gated else "linear::None",
                 biased=bias is not None,
                 deterministic=deterministic,
-                blocking=problem.blocking,
                 private_bytes=problem.private_bytes,
                 local_bytes=problem.local_bytes,
             ),

@@ -30,19 +30,13 @@ class Attention {
   // Whole items to each thread.
   void run_items(int rows_per_item) {
     Items<Shape> items(batch_, rows_per_item, false);
-    bool more = items.seek(call_.tickets[1].claim(1));
-    while (more) {
-      const Rows item = items.item();
-      more = items.seek(call_.tickets[1].claim(1));
+    while (items.seek(call_.tickets[1].claim(1))) {
+      const Rows& item = items.item();
       prepare_queries(item);
-      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
-        num_next_=0;
-        if(item.count<=16){ if(chunk_index+1<item.end_chunk) look(item,chunk_index+1); else if(more) look(items.item(),items.item().first_chunk);}
-       attend_tiles(item, chunk_index);}
+      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) attend_tiles(item, chunk_index);
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
     }
   }
-  void look(const Rows& r, int c){ const int origin = c*chunk; auto p=seen(r,r.count-1,origin); int n=(p.end+31)/32; num_next_=n; for(int i=0;i<n;i++) next_[i]=L::block(call_, r.seq, origin / block_size + i, r.kv_head); }
 
   // Chunks of tiles to each thread; fewer tiles than slots.
   void run_chunks() {
@@ -126,14 +120,11 @@ class Attention {
     const int begin = first.begin / block_size, end = (last.end + block_size - 1) / block_size;
     const std::byte* values[chunk / block_size];
     fill(local_.folds, rows, nothing);
-    const int64_t first_block=origin/block_size;
-    for (int b = begin; b < end; ++b) values[b-begin]=L::block(call_, tile.seq, first_block + b, tile.kv_head)+L::keys_bytes;
-    Ahead va(values, end-begin, L::keys_bytes), ka(next_, num_next_, L::keys_bytes);
     for (int b = begin; b < end; ++b) {
       const std::byte* keys = L::block(call_, tile.seq, origin / block_size + b, tile.kv_head);
       values[b - begin] = keys + L::keys_bytes;
       float* scores = scores_at(local_.scores, b * block_size, 0);
-      multiply_keys<Shape>(queries, rows, keys, scores, va);
+      multiply_keys<Shape>(queries, rows, keys, scores);
       const bool all_seen = last.begin <= b * block_size && (b + 1) * block_size <= first.end;
       Positions seen_rows[tile_rows];
       for (int r = 0; r < rows && !all_seen; ++r) seen_rows[r] = seen(tile, r, origin + b * block_size);
@@ -143,7 +134,7 @@ class Attention {
     fill(local_.folds, rows, 0);
     for (int b = begin; b < end; ++b) fold_sums(scores_at(local_.scores, b * block_size, 0), rows, part.peak, local_.folds);
     for (int r = 0; r < rows; ++r) part.sum[r] = reduce_add(load(local_.folds[r]));
-    multiply_values<Shape>(scores_at(local_.scores, begin * block_size, 0), rows, values, end - begin, part.out[0], ka);
+    multiply_values<Shape>(scores_at(local_.scores, begin * block_size, 0), rows, values, end - begin, part.out[0]);
   }
 
   void write(const Rows& tile, const Part& part) const {
@@ -158,8 +149,6 @@ class Attention {
   const Batch& batch_;
   const Weights<Shape> weights_;
   Local& local_;
-  const std::byte* next_[chunk / block_size];
-  int num_next_ = 0;
 };
 
 template <class Shape>

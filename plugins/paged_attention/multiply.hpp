@@ -6,25 +6,6 @@
 
 namespace slipway::paged_attention {
 
-// Lines to fetch into the second-level cache, a few at a time between multiplications: a burst would hold up the loads.
-inline constexpr int fetch_lines = 32;  // for two tiles multiplied
-
-class Ahead {
- public:
-  Ahead(const std::byte* const* pieces, int count, int64_t piece_bytes) : pieces_(pieces), count_(count), bytes_(piece_bytes) {}
-  void fetch(int lines) {
-    for (; lines > 0 && count_ > 0; --lines) {
-      _mm_prefetch(*pieces_ + at_, _MM_HINT_T1);
-      if ((at_ += 64) >= bytes_) at_ = 0, ++pieces_, --count_;
-    }
-  }
-
- private:
-  const std::byte* const* pieces_;
-  int count_;
-  int64_t bytes_, at_ = 0;
-};
-
 #if defined(__AMX_BF16__)
 
 // All eight tiles 16 rows of 64 bytes, for as long as this lives.
@@ -49,12 +30,11 @@ inline void begin_sums() {
 
 // Scores of 32 positions = queries[rows][depth] . keys of one block
 template <class Shape, int row_tiles>
-void multiply_keys(const bf16* queries, const std::byte* keys, float* scores, Ahead& ahead) {
+void multiply_keys(const bf16* queries, const std::byte* keys, float* scores) {
   constexpr int depth = Layout<Shape>::depth, stride = depth * 2;
   constexpr int64_t half = Layout<Shape>::keys_bytes / 2;
   begin_sums();
   for (int k = 0; k < depth; k += 32) {  // the last step may read behind the keys: the queries are zero there
-    ahead.fetch(fetch_lines);
     _tile_loadd(6, keys + k * 32, 64);
     _tile_loadd(7, keys + half + k * 32, 64);
     _tile_loadd(4, queries + k, stride);
@@ -76,13 +56,12 @@ void multiply_keys(const bf16* queries, const std::byte* keys, float* scores, Ah
 
 // out[rows][head_dim] = probabilities of 32 * count positions . values of `count` blocks
 template <class Shape, int row_tiles>
-void multiply_values(const float* probabilities, const std::byte* const* values, int count, float* out, Ahead& ahead) {
+void multiply_values(const float* probabilities, const std::byte* const* values, int count, float* out) {
   constexpr int head_dim = Shape::head_dim;
   for (int column = 0; column < head_dim; column += 32) {  // the last tiles may repeat columns of those before
     const int left = std::min(column, head_dim - 16), right = std::min(column + 16, head_dim - 16);
     begin_sums();
     for (int i = 0; i < count; ++i) {
-      ahead.fetch(fetch_lines);
       _tile_loadd(6, values[i] + left * 4, head_dim * 4);
       _tile_loadd(7, values[i] + right * 4, head_dim * 4);
       _tile_loadd(4, scores_at(probabilities, i * block_size, 0), 64);
@@ -104,15 +83,15 @@ void multiply_values(const float* probabilities, const std::byte* const* values,
 }
 
 template <class Shape>
-void multiply_keys(const bf16* queries, int rows, const std::byte* keys, float* scores, Ahead& ahead) {
-  if (rows <= 16) multiply_keys<Shape, 1>(queries, keys, scores, ahead);
-  else multiply_keys<Shape, 2>(queries, keys, scores, ahead);
+void multiply_keys(const bf16* queries, int rows, const std::byte* keys, float* scores) {
+  if (rows <= 16) multiply_keys<Shape, 1>(queries, keys, scores);
+  else multiply_keys<Shape, 2>(queries, keys, scores);
 }
 
 template <class Shape>
-void multiply_values(const float* probabilities, int rows, const std::byte* const* values, int count, float* out, Ahead& ahead) {
-  if (rows <= 16) multiply_values<Shape, 1>(probabilities, values, count, out, ahead);
-  else multiply_values<Shape, 2>(probabilities, values, count, out, ahead);
+void multiply_values(const float* probabilities, int rows, const std::byte* const* values, int count, float* out) {
+  if (rows <= 16) multiply_values<Shape, 1>(probabilities, values, count, out);
+  else multiply_values<Shape, 2>(probabilities, values, count, out);
 }
 
 inline void store_probabilities(float* at, f32x16 first, f32x16 second) {
@@ -155,7 +134,7 @@ void for_row_groups(int rows, Body body) {
 }
 
 template <class Shape>
-void multiply_keys(const float* queries, int rows, const std::byte* keys, float* scores, Ahead& ahead) {
+void multiply_keys(const float* queries, int rows, const std::byte* keys, float* scores) {
   constexpr int depth = Layout<Shape>::depth;
   constexpr int64_t half = Layout<Shape>::keys_bytes / 2;
   for_row_groups(rows, [&](int row, auto count) {
@@ -168,7 +147,7 @@ void multiply_keys(const float* queries, int rows, const std::byte* keys, float*
 }
 
 template <class Shape>
-void multiply_values(const float* probabilities, int rows, const std::byte* const* values, int count, float* out, Ahead& ahead) {
+void multiply_values(const float* probabilities, int rows, const std::byte* const* values, int count, float* out) {
   constexpr int head_dim = Shape::head_dim;
   for_row_groups(rows, [&](int row, auto group) {
     for (int column = 0; column < head_dim; column += 16) {

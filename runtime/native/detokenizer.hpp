@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace slipway {
@@ -72,8 +73,8 @@ class TextStream {
   // `vocabulary` must outlive the stream.
   TextStream(const Vocabulary& vocabulary, Options options);
 
-  // Appends new text to `out`; true when a stop string is complete. With may_stop false (min_tokens not reached) a stop
-  // string that this token completes is text like any other.
+  // Appends new text to `out`; true when a stop string is complete. With may_stop false (min_tokens not reached) this token
+  // and what came before it are text, whatever they spell: a stop string must lie behind them as a whole.
   bool push(int32_t token, std::string& out, bool may_stop = true);
   void finish(std::string& out);  // the last of what was held back
 

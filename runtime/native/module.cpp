@@ -8,4 +8,5 @@ NB_MODULE(_native, module) {
   module.def("request_amx", &slipway::request_amx);
   slipway::bind_executor(module);
   slipway::bind_engine(module);
+  slipway::bind_core(module);
 }

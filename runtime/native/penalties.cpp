@@ -23,14 +23,9 @@ PenaltyTable::Seen& PenaltyTable::entry(int32_t token) {
   return seen_[place->second];
 }
 
-int32_t PenaltyTable::output_count(int32_t token) const {
-  const auto place = index_.find(token);
-  return place == index_.end() ? 0 : seen_[place->second].output_count;
-}
-
 void PenaltyTable::apply(std::span<float> logits, const SamplingParams& params, std::span<const int32_t> pending) const {
   const auto penalize = [&](int32_t token, int32_t output_count) {
-    float& logit = logits[token];
+    float& logit = logits[static_cast<size_t>(token)];
     logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
     logit -= params.frequency_penalty * static_cast<float>(output_count) + (output_count ? params.presence_penalty : 0.0f);
   };
@@ -38,7 +33,7 @@ void PenaltyTable::apply(std::span<float> logits, const SamplingParams& params, 
   for (const Seen& seen : seen_) penalize(seen.token, seen.output_count + drafted(seen.token));
   for (size_t i = 0; i < pending.size(); ++i) {
     const bool again = std::ranges::find(pending.first(i), pending[i]) != pending.begin() + static_cast<ptrdiff_t>(i);
-    if (!again && !index_.contains(pending[i])) penalize(pending[i], output_count(pending[i]) + drafted(pending[i]));
+    if (!again && !index_.contains(pending[i])) penalize(pending[i], drafted(pending[i]));
   }
 }
 

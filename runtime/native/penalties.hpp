@@ -28,7 +28,6 @@ class PenaltyTable {
   size_t num_counted() const { return num_counted_; }  // tokens of the history in the table
 
  private:
-  int32_t output_count(int32_t token) const;
   Seen& entry(int32_t token);
 
   std::vector<Seen> seen_;

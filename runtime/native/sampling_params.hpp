@@ -24,7 +24,7 @@ struct SamplingParams {
   std::optional<int32_t> logprobs;                     // none: no logprobs; k: of the token and of the k best, k may be 0
 
   // The end.
-  std::optional<int32_t> max_tokens;                   // none: as many as max_sequence_length leaves
+  std::optional<int32_t> max_tokens;                   // none, or more than there is room for: until the sequence is full
   int32_t min_tokens = 0;                              // until then neither eos, stop ids nor stop strings end it
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;

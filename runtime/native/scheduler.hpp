@@ -19,7 +19,6 @@
 // between: what a step in flight uses is let go at its commit.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -31,7 +30,7 @@
 #include "drafts.hpp"
 #include "kv_cache.hpp"
 #include "request.hpp"
-#include "slipway/abi.hpp"
+#include "step_batch.hpp"
 
 namespace slipway {
 
@@ -59,17 +58,7 @@ struct SchedulerStats {
   int64_t preemptions = 0, refused_requests = 0, finished_requests = 0;
 };
 
-// One step's work. Owned by the scheduler, valid from next() to commit().
-struct StepBatch {
-  Batch batch{};                     // views of the vectors below
-  std::vector<SampleContext> rows;   // [num_logit_rows] how to sample each logit row
-  std::vector<uint64_t> request_ids;      // [num_seqs], for logs and tests
-  std::vector<int32_t> sequence_indices;  // [num_seqs]
-
-  std::vector<int32_t> token_ids, positions, cu_seqlens, kv_lens, block_table, logit_rows;
-};
-
-struct Sequence;
+struct RequestGroup;
 
 class Scheduler {
  public:
@@ -98,50 +87,45 @@ class Scheduler {
   void check_integrity() const;
 
  private:
-  struct Group;
   struct ByRank {
     bool operator()(const Sequence* a, const Sequence* b) const;
   };
   using Ranked = std::set<Sequence*, ByRank>;
 
-  // Admission.
+  // Into the queue and out of it: scheduler_admission.cpp.
   std::optional<Refusal> refusal(const Request& request) const;
-  std::optional<Refusal> misfit(const Request& request) const;
+  int32_t most_tokens() const;                        // of a sequence, by the model's limit and by the cache's size
+  void add_sequence(RequestGroup& group, int32_t index, double now_s);
+  void start_siblings(RequestGroup& group);
   void expire(double now_s);
   void admit_waiting(double now_s);
+  bool fits(const Sequence& waiting) const;
   bool make_room(const Sequence& waiting);
-  int32_t reserve() const;
   void admit(Sequence& sequence, double now_s);
-  void start_siblings(Group& group);
 
-  // The step.
-  void grow_decodes();
+  // The step: scheduler_step.cpp.
+  void grow_running();
   void preempt(Sequence& sequence);
-  int32_t tokens_wanted() const;
+  int64_t tokens_wanted() const;
   void add_decodes();
+  void add_drafts(Sequence& sequence, int64_t spare);
   void add_prefills();
-  void draft(Sequence& sequence, int32_t max_drafts);
-  void append(Sequence& sequence, int32_t num_tokens, bool wants_logits);
-  void append_row(Sequence& sequence, int64_t history_tokens);
-  const StepBatch* seal();
 
-  // The end of a step.
-  void commit_sequence(Sequence& sequence, std::span<Sampled> sampled, double now_s);
+  // Its end: scheduler_commit.cpp.
+  void commit_slot(const StepBatch::Slot& slot, std::span<Sampled> sampled, double now_s);
   std::optional<FinishReason> take_token(Sequence& sequence, Sampled& sampled, Event& event, double now_s);
-  void finish(Sequence& sequence, FinishReason reason, double now_s, Event event);
-  void finish_untouched(Sequence& sequence, FinishReason reason, double now_s);
+  void finish(Sequence& sequence, FinishReason reason, Event event, double now_s);
+  void end(Sequence& sequence, FinishReason reason, double now_s);  // at once, or with the step that it is in
   void end_step();
 
-  SchedulerConfig config_;
-  const Vocabulary* vocabulary_;
-  DraftSource* drafts_;
+  const SchedulerConfig config_;
+  const Vocabulary* const vocabulary_;
+  DraftSource* const drafts_;
   KvCache kv_;
-  std::unordered_map<uint64_t, std::unique_ptr<Group>> requests_;
+  std::unordered_map<uint64_t, std::unique_ptr<RequestGroup>> requests_;
   Ranked waiting_, running_;
   uint64_t num_added_ = 0;
   StepBatch step_;
-  struct Slot;                       // one sequence's share of the step
-  std::vector<Slot> slots_;
   bool in_flight_ = false;
   std::vector<Event> events_;
   SchedulerStats totals_;

@@ -115,7 +115,7 @@ template <class P, int row_tiles>
 void run_amx_stream(const Call& call, const float* bias) {
   using Rows = TileRows<P>;
   configure_tiles();
-  PanelStream<P> stream(call);
+  Stream<panel_chunk<P>> stream(call, P::panels);
   prefetch(P::panel(call, stream.first()), Ahead::distance);
   const Rows rows = pack_rows<P, Rows>(call);
   const Output<P> output{call.outputs[0], bias};

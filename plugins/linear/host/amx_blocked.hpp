@@ -68,16 +68,22 @@ struct DecodedPanels {
   }
 };
 
-template <class P, class Rows, class Panels, Blocking blocking>
+// Rows and panels are cut so that a block of packed rows stays in half of a core's L2; inputs are cut too, and panels taken
+// in groups, where whole rows of that block would be too long.
+template <class P, class Rows, class Panels>
 class BlockedLinear {
   using TileWeights = std::conditional_t<std::is_same_v<Rows, Bf16Rows<P>>, Bf16, typename P::Weights>;
+  static constexpr int64_t cut_steps = 16, cut_panels = 8, most_whole_steps = 128;
+  static constexpr int64_t most_tiles = std::clamp<int64_t>(row_block_bytes / (1024 * Rows::k_steps) / 2 * 2, 32, 64);
+  static constexpr bool fits = most_tiles * Rows::k_steps * 1024 <= row_block_bytes;  // a full block of whole rows
   static constexpr int64_t rows_per_tile = 16 / Rows::planes;
   static constexpr int64_t inner_steps = 8;  // B tiles of so many k steps stay in L1 while row tiles pass
-  static constexpr int64_t sums_panel_bytes = blocking.row_tiles * sums_tile_bytes;
+  static constexpr int64_t sums_panel_bytes = most_tiles * sums_tile_bytes;
+  static constexpr int64_t sums_bytes = sums_panel_bytes * (fits ? 1 : cut_panels);
+  static constexpr int64_t decoded_bytes = std::min(Rows::k_steps, most_whole_steps) * 2048 + 8192;
 
  public:
-  static constexpr int64_t scratch_bytes =
-      blocking.panels * sums_panel_bytes + (std::is_same_v<Panels, DecodedPanels<P>> ? blocking.k_steps * 2048 + 8192 : 0);
+  static constexpr int64_t scratch_bytes = sums_bytes + decoded_bytes;
 
   static void run(const Call& call, std::byte* scratch, const float* bias) {
     BlockedLinear{call, scratch, bias}.run();
@@ -85,26 +91,28 @@ class BlockedLinear {
 
  private:
   BlockedLinear(const Call& call, std::byte* scratch, const float* bias)
-      : call_(call), sums_(scratch), panels_(scratch + blocking.panels * sums_panel_bytes), output_{call.outputs[0], bias},
+      : call_(call), sums_(scratch), panels_(scratch + sums_bytes), output_{call.outputs[0], bias},
         rows_((configure_tiles(), pack_rows<P, Rows>(call))) {}
 
   void run() {
-    constexpr int64_t panel_groups = ceil_div(P::panels, blocking.panels);
-    const int64_t tiles = ceil_div(call_.rows, rows_per_tile), row_blocks = ceil_div(tiles, blocking.row_tiles);
+    const int64_t tiles = ceil_div(call_.rows, rows_per_tile), row_blocks = ceil_div(tiles, most_tiles);
     const int64_t block_tiles = round_up(ceil_div(tiles, row_blocks), 2);
-    const int64_t tasks = ceil_div(tiles, block_tiles) * panel_groups;
+    const bool whole = fits || (block_tiles * Rows::k_steps * 1024 <= row_block_bytes && Rows::k_steps <= most_whole_steps);
+    block_steps_ = whole ? Rows::k_steps : cut_steps;
+    const int64_t group = whole ? 1 : std::clamp<int64_t>(P::panels / (2 * call_.size), 1, cut_panels);
+    const int64_t groups = ceil_div(P::panels, group), tasks = ceil_div(tiles, block_tiles) * groups;
     for (int64_t task = call_.tickets[0].claim(1), next; task < tasks; task = next) {
       next = call_.tickets[0].claim(1);
-      const int64_t tile = task / panel_groups * block_tiles, panel = task % panel_groups * blocking.panels;
-      multiply(tile, std::min(block_tiles, tiles - tile), panel, std::min<int64_t>(panel + blocking.panels, P::panels),
-               std::min(next, tasks - 1) % panel_groups * blocking.panels);
+      const int64_t tile = task / groups * block_tiles, panel = task % groups * group;
+      multiply(tile, std::min(block_tiles, tiles - tile), panel, std::min<int64_t>(panel + group, P::panels),
+               std::min(next, tasks - 1) % groups * group);
     }
   }
 
   // Rows of A tiles [tile, tile + tiles) times panels [first, end); `following`: the panel this thread reads afterwards.
   void multiply(int64_t tile, int64_t tiles, int64_t first, int64_t end, int64_t following) {
-    for (int64_t step = 0; step < Rows::k_steps; step += blocking.k_steps) {
-      const int64_t steps = std::min<int64_t>(blocking.k_steps, Rows::k_steps - step);
+    for (int64_t step = 0; step < Rows::k_steps; step += block_steps_) {
+      const int64_t steps = std::min(block_steps_, Rows::k_steps - step);
       const int64_t next_step = step + steps < Rows::k_steps ? step + steps : 0;
       for (int64_t panel = first; panel < end; ++panel) {
         const std::byte* next = panel + 1 < end ? P::panel(call_, panel + 1) + step * Panels::step_bytes
@@ -124,7 +132,6 @@ class BlockedLinear {
       for (int64_t t = 0; t < tiles; t += 2, next += lines * some * 64) {
         const std::byte* a = rows_.tiles + (tile + t) * Rows::tile_row_bytes + (step + inner) * 1024;
         std::byte* c = sums + t * sums_tile_bytes;
-        if (ends) output_.expect((tile + t) * rows_per_tile, std::min<int64_t>((tile + t + 2) * rows_per_tile, call_.rows), panel);
         if (t + 1 < tiles) {
           multiply_inner<2>(a, b + inner * 2048, some, c, begins, next, lines);
         } else {
@@ -162,6 +169,7 @@ class BlockedLinear {
   }
 
   const Call& call_;
+  int64_t block_steps_ = 0;
   std::byte* sums_;
   const Panels panels_;
   const Output<P> output_;

@@ -5,14 +5,17 @@
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
 
-// Codes of one group as B tiles, [k step][2][quads][16][4] bytes.
+// Codes of the block at `offset` of a panel as B tiles, [k step][2][quads][16][4] bytes.
 template <class Weights>
-void spread_nibbles(const std::byte* codes, std::byte* tiles) {
+void spread_nibbles(const Ahead& ahead, int64_t offset, std::byte* tiles) {
   constexpr int quads = std::min(16, Weights::block_k / 4), steps = Weights::block_k / 4 / quads;
   const __m512i nibble = _mm512_set1_epi8(0x0f);
+  ahead.at(offset, Weights::header_bytes);
+  offset += Weights::header_bytes;
   for (int step = 0; step < steps; ++step, tiles += 2 * quads * 64)
-    for (int quad = 0; quad < quads; ++quad, codes += 64) {
-      const __m512i both = _mm512_load_si512(codes);
+    for (int quad = 0; quad < quads; ++quad, offset += 64) {
+      ahead.at(offset, 64);
+      const __m512i both = _mm512_load_si512(ahead.panel + offset);
       _mm512_store_si512(tiles + quad * 64, _mm512_and_si512(both, nibble));
       _mm512_store_si512(tiles + (quads + quad) * 64, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble));
     }
@@ -27,8 +30,8 @@ class Int4Panel {
   static constexpr int steps = std::max(1, Weights::block_k / 64), b_bytes = std::min(1024, Weights::block_k * 16);
 
  public:
-  Int4Panel(const Rows& rows, int64_t first_tile, int tiles, const std::byte* panel, const Ahead& ahead)
-      : rows_(rows), first_tile_(first_tile), tiles_(tiles), panel_(panel), ahead_(ahead) {}
+  Int4Panel(const Rows& rows, int64_t first_tile, int tiles, const Ahead& ahead)
+      : rows_(rows), first_tile_(first_tile), tiles_(tiles), ahead_(ahead) {}
 
   void multiply() {
     for (int row = 0; row < tiles_ * 8; ++row) totals[row][0] = totals[row][1] = f32x16::splat(0);
@@ -43,10 +46,7 @@ class Int4Panel {
   f32x16 totals[max_tiles * 8][2];
 
  private:
-  void spread(int group) {
-    ahead_.at(int64_t{group} * Weights::block_bytes, Weights::block_bytes);
-    spread_nibbles<Weights>(block(group) + Weights::header_bytes, codes_[group % 2]);
-  }
+  void spread(int group) { spread_nibbles<Weights>(ahead_, int64_t{group} * Weights::block_bytes, codes_[group % 2]); }
 
   template <int row_tiles>
   void multiply_pair(int group, int tile) {
@@ -74,37 +74,39 @@ class Int4Panel {
       }
   }
 
-  const std::byte* block(int group) const { return panel_ + int64_t{group} * Weights::block_bytes; }
+  const std::byte* block(int group) const { return ahead_.panel + int64_t{group} * Weights::block_bytes; }
 
   const Rows& rows_;
   const int64_t first_tile_;
   const int tiles_;
-  const std::byte* panel_;
   const Ahead& ahead_;
   int unfolded_group_ = 0, unfolded_tile_ = 0, unfolded_rows_ = 0;
   alignas(64) std::byte codes_[2][2 * 16 * Weights::block_k];
   alignas(64) std::byte sums_[2 * sums_tile_bytes];
 };
 
+// Rows go in blocks that stay in L2, panel after panel for each.
 template <class P>
 void run_amx_int4(const Call& call, const float* bias) {
   constexpr int max_tiles = 8;
+  constexpr int64_t block_tiles = std::max<int64_t>(1, row_block_bytes / FixedRows<P>::tile_row_bytes / max_tiles) * max_tiles;
   configure_tiles<std::min(64, P::Weights::block_k)>();
-  PanelStream<P> stream(call);
-  prefetch(P::panel(call, stream.first()), Ahead::distance);
+  const int64_t tiles = ceil_div(call.rows, 8);
+  Stream<panel_chunk<P>> stream(call, ceil_div(tiles, block_tiles) * P::panels);
+  prefetch(P::panel(call, stream.first() % P::panels), Ahead::distance);
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};
-  const int64_t tiles = ceil_div(call.rows, 8);
-  stream.each([&](int64_t index, int64_t following) {
-    const std::byte* panel = P::panel(call, index);
-    const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
-    output.expect(0, std::min(call.rows, max_tiles * 8), index);
-    for (int64_t tile = 0; tile < tiles; tile += max_tiles) {
-      Int4Panel<P, max_tiles> part(rows, tile, static_cast<int>(std::min<int64_t>(max_tiles, tiles - tile)), panel, ahead);
+  stream.each([&](int64_t item, int64_t following) {
+    const int64_t index = item % P::panels, begin = item / P::panels * block_tiles, end = std::min(begin + block_tiles, tiles);
+    const Ahead ahead{P::panel(call, index), P::panel(call, following % P::panels), P::panel_bytes};
+    for (int64_t tile = begin; tile < end; tile += max_tiles) {
+      const int64_t first_row = tile * 8, end_row = std::min<int64_t>(first_row + max_tiles * 8, call.rows);
+      output.expect(first_row, end_row, index);
+      Int4Panel<P, max_tiles> part(rows, tile, static_cast<int>(std::min<int64_t>(max_tiles, end - tile)), ahead);
       part.multiply();
-      for (int64_t row = tile * 8; row < std::min<int64_t>((tile + max_tiles) * 8, call.rows); ++row) {
+      for (int64_t row = first_row; row < end_row; ++row) {
         const f32x16 scale = f32x16::splat(rows.scales[row]);
-        output(row, index, part.totals[row - tile * 8][0] * scale, part.totals[row - tile * 8][1] * scale);
+        output(row, index, part.totals[row - first_row][0] * scale, part.totals[row - first_row][1] * scale);
       }
     }
   });

@@ -79,7 +79,7 @@ void multiply_rows(const FloatRows<P>& rows, int64_t row, const std::byte* panel
 template <class P>
 void run_fma(const Call& call, const float* bias) {
   constexpr int at_once = 4;
-  PanelStream<P> stream(call);
+  Stream<panel_chunk<P>> stream(call, P::panels);
   prefetch(P::panel(call, stream.first()), Ahead::distance);
   const FloatRows<P> rows = pack_rows<P, FloatRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};

@@ -23,11 +23,6 @@ struct Int4 {
 
 struct None {};  // no activation: the linear is not gated
 
-// How the many-row kernel cuts its work, in units of A tile rows (16 rows) and k steps (64 bytes of a row).
-struct Blocking {
-  int row_tiles, k_steps, panels;
-};
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -79,19 +74,19 @@ struct Output {
   static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
 };
 
-// Panels in stream order. A thread claims its next chunk before it begins one, so that it can prefetch across the seam.
-template <int64_t total, int64_t chunk>
+// Items [0, total) in stream order. A thread claims its next chunk before it begins one, so that it can prefetch across the seam.
+template <int64_t chunk>
 class Stream {
  public:
-  explicit Stream(const Call& call) : ticket_(call.tickets[0]), next_(ticket_.claim(chunk)) {}
+  Stream(const Call& call, int64_t total) : ticket_(call.tickets[0]), total_(total), next_(ticket_.claim(chunk)) {}
 
-  int64_t first() const { return std::min(next_, total - 1); }
+  int64_t first() const { return std::min(next_, total_ - 1); }
 
   // body(item, following): `following` is the item that this thread reads afterwards.
   template <class Body>
   void each(Body body) {
-    while (next_ < total) {
-      const int64_t begin = next_, end = std::min(begin + chunk, total);
+    while (next_ < total_) {
+      const int64_t begin = next_, end = std::min(begin + chunk, total_);
       next_ = ticket_.claim(chunk);
       for (int64_t item = begin; item < end; ++item) body(item, item + 1 < end ? item + 1 : first());
     }
@@ -99,11 +94,15 @@ class Stream {
 
  private:
   Ticket& ticket_;
+  const int64_t total_;
   int64_t next_;
 };
 
+// Panels that a thread claims at once: about 64 KB, and enough chunks for the team to finish together.
 template <class P>
-using PanelStream = Stream<P::panels, std::clamp<int64_t>(65536 / P::panel_bytes, 1, std::max(1, P::panels / 32))>;
+constexpr int64_t panel_chunk = std::clamp<int64_t>(65536 / P::panel_bytes, 1, std::max(1, P::panels / 32));
+
+inline constexpr int64_t row_block_bytes = 1'150'000;  // of packed rows that stay in a core's L2 while panels pass
 
 inline void prefetch(const std::byte* at, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);

@@ -40,8 +40,12 @@ struct Bf16Rows {
   void pack(int64_t r, const typename P::In* from) const {
     std::byte* at = tiles + r / 16 * tile_row_bytes + r % 16 * 64;
     for (int k = 0; k < k_steps * 32; k += 32, at += 1024) {
-      store(reinterpret_cast<bf16*>(at), input<P::inputs>(from, k));
-      store(reinterpret_cast<bf16*>(at + 32), input<P::inputs>(from, k + 16));
+      if (std::is_same_v<typename P::In, bf16> && k + 32 <= P::inputs) {
+        std::memcpy(at, from + k, 64);
+      } else {
+        store(reinterpret_cast<bf16*>(at), input<P::inputs>(from, k));
+        store(reinterpret_cast<bf16*>(at + 32), input<P::inputs>(from, k + 16));
+      }
     }
   }
 };

@@ -1,4 +1,4 @@
-// Integer weights multiplied as they stream by, by VNNI dot products: all rows on AVX-512, one or two of int4 with AMX.
+// Integer weights multiplied as they stream by, by VNNI dot products: all rows on AVX-512, a single row of int4 with AMX.
 #pragma once
 #include "linear/host/integers.hpp"
 
@@ -92,7 +92,7 @@ void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel
 
 template <class P>
 void run_vnni(const Call& call, const float* bias) {
-  PanelStream<P> stream(call);
+  Stream<panel_chunk<P>> stream(call, P::panels);
   prefetch(P::panel(call, stream.first()), Ahead::distance);
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};

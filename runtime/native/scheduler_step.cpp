@@ -1,0 +1,96 @@
+// What goes into the next step.
+#include <algorithm>
+#include <stdexcept>
+
+#include "scheduler.hpp"
+#include "sequence.hpp"
+
+namespace slipway {
+
+const StepBatch* Scheduler::next(double now_s) {
+  if (in_flight_) throw std::logic_error("scheduler: next() before the last step was committed");
+  expire(now_s);
+  grow_running();
+  admit_waiting(now_s);
+  step_.clear();
+  add_decodes();
+  add_prefills();
+  if (step_.slots.empty()) return nullptr;
+  step_.seal();
+  in_flight_ = true;
+  ++totals_.steps;
+  return &step_;
+}
+
+// Room for the token that each decode drew last. The first in rank can take from all others, so it always gets it.
+void Scheduler::grow_running() {
+  for (auto at = running_.begin(); at != running_.end(); ++at) {
+    Sequence& sequence = **at;
+    while (!kv_.grow(sequence.lease, sequence.num_known())) {
+      Sequence& victim = **running_.rbegin();
+      const bool itself = &victim == &sequence;
+      preempt(victim);
+      if (itself) return;
+    }
+  }
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  kv_.release(sequence.lease);
+  sequence.num_computed = 0;
+  running_.erase(&sequence);
+  waiting_.insert(&sequence);
+  ++sequence.metrics.preemptions;
+  ++totals_.preemptions;
+}
+
+int64_t Scheduler::tokens_wanted() const {
+  int64_t wanted = 0;
+  for (const Sequence* sequence : running_) wanted += sequence->num_uncomputed();
+  return wanted;
+}
+
+void Scheduler::add_decodes() {
+  std::vector<Sequence*> decodes;
+  for (Sequence* sequence : running_)
+    if (sequence->num_uncomputed() == 1) decodes.push_back(sequence);
+  const auto room = static_cast<size_t>(std::min(config_.max_batch_tokens, config_.max_logit_rows));
+  if (decodes.size() > room) decodes.resize(room);
+  auto spare = static_cast<int64_t>(room - decodes.size());
+  if (!drafts_ || running_.size() > static_cast<size_t>(config_.speculation_max_sequences)) spare = 0;
+  for (Sequence* sequence : decodes) {
+    add_drafts(*sequence, spare);
+    spare -= sequence->num_drafts;
+    step_.append(*sequence, 1 + sequence->num_drafts);
+  }
+}
+
+// As many as the request wants, its output may still hold, and the step and the free blocks have room for.
+void Scheduler::add_drafts(Sequence& sequence, int64_t spare) {
+  const RequestGroup& group = *sequence.group;
+  const int64_t output_left = group.max_tokens - sequence.metrics.output_tokens - 1;
+  const auto most = static_cast<int32_t>(std::min({spare, output_left, int64_t{group.request.params.speculate_tokens}}));
+  if (most <= 0) return;
+  const int32_t known = sequence.num_known();
+  std::vector<int32_t> drafts;
+  drafts_->propose(sequence.tokens, most, drafts);
+  const auto bad = std::ranges::find_if(drafts, [this](int32_t token) { return token < 0 || token >= config_.vocab_size; });
+  auto count = std::min(most, static_cast<int32_t>(bad - drafts.begin()));
+  while (count > 0 && !kv_.grow(sequence.lease, known + count)) --count;
+  sequence.tokens.insert(sequence.tokens.end(), drafts.begin(), drafts.begin() + count);
+  sequence.num_drafts = count;
+  sequence.metrics.drafted_tokens += count;
+  totals_.drafted_tokens += count;
+}
+
+void Scheduler::add_prefills() {
+  for (Sequence* sequence : running_) {
+    if (sequence->in_step) continue;
+    int32_t chunk = std::min(sequence->num_uncomputed(), config_.max_batch_tokens - step_.num_tokens());
+    const bool last = chunk == sequence->num_uncomputed();
+    if (last && step_.num_rows() >= config_.max_logit_rows) --chunk;  // its last token waits for a free logit row
+    if (chunk > 0) step_.append(*sequence, chunk);
+  }
+}
+
+}  // namespace slipway

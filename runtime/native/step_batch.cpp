@@ -1,0 +1,74 @@
+#include "step_batch.hpp"
+
+#include <algorithm>
+
+#include "sequence.hpp"
+
+namespace slipway {
+namespace {
+
+SampleContext context_of(const Sequence& sequence, size_t history_length) {
+  const RequestGroup& group = *sequence.group;
+  const auto history = std::span(sequence.tokens).first(history_length);
+  const size_t prompt_length = group.request.prompt.size();
+  TokenConstraint* constraint = group.request.constraint.get();
+  return {.params = &group.request.params,
+          .history = history,
+          .prompt_length = static_cast<int32_t>(prompt_length),
+          .penalties = sequence.penalties ? &*sequence.penalties : nullptr,
+          .ending_tokens = group.ending_tokens,
+          .allowed_tokens = constraint ? constraint->allowed(history.subspan(prompt_length)) : nullptr,
+          .seed = group.seed,
+          .sequence_index = static_cast<uint32_t>(sequence.index)};
+}
+
+}  // namespace
+
+void StepBatch::clear() {
+  rows.clear();
+  request_ids.clear();
+  sequence_indices.clear();
+  slots.clear();
+  for (auto* values : {&token_ids, &positions, &kv_lens, &block_table, &logit_rows}) values->clear();
+  cu_seqlens.assign(1, 0);
+}
+
+void StepBatch::append(Sequence& sequence, int32_t num_tokens) {
+  const int32_t begin = sequence.num_computed, end = begin + num_tokens;
+  const bool last = end == static_cast<int32_t>(sequence.tokens.size());
+  const int32_t wanted = last ? 1 + sequence.num_drafts : 0;
+  slots.push_back({&sequence, num_tokens, last ? sequence.num_drafts : 0, num_rows(), wanted});
+  for (int32_t position = begin; position < end; ++position) {
+    if (position >= end - wanted) {
+      logit_rows.push_back(this->num_tokens());
+      rows.push_back(context_of(sequence, static_cast<size_t>(position) + 1));
+    }
+    token_ids.push_back(sequence.tokens[static_cast<size_t>(position)]);
+    positions.push_back(position);
+  }
+  cu_seqlens.push_back(this->num_tokens());
+  kv_lens.push_back(end);
+  request_ids.push_back(sequence.group->request.id);
+  sequence_indices.push_back(sequence.index);
+  sequence.in_step = true;
+}
+
+void StepBatch::seal() {
+  size_t width = 0;
+  for (const Slot& slot : slots) width = std::max(width, slot.sequence->lease.blocks.size());
+  block_table.assign(slots.size() * width, 0);
+  for (size_t i = 0; i < slots.size(); ++i)
+    std::ranges::copy(slots[i].sequence->lease.blocks, block_table.begin() + static_cast<ptrdiff_t>(i * width));
+  batch = {.num_tokens = num_tokens(),
+           .num_seqs = static_cast<int32_t>(slots.size()),
+           .num_logit_rows = num_rows(),
+           .max_blocks = static_cast<int32_t>(width),
+           .token_ids = token_ids.data(),
+           .positions = positions.data(),
+           .cu_seqlens = cu_seqlens.data(),
+           .kv_lens = kv_lens.data(),
+           .block_table = block_table.data(),
+           .logit_rows = logit_rows.data()};
+}
+
+}  // namespace slipway

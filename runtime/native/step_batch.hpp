@@ -1,0 +1,40 @@
+// One step's work: the ragged batch for the executor, and how to sample each of its logit rows.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "request.hpp"
+#include "slipway/abi.hpp"
+
+namespace slipway {
+
+struct Sequence;
+
+// Owned by the scheduler, valid from next() to commit().
+struct StepBatch {
+  // A sequence's share of the step.
+  struct Slot {
+    Sequence* sequence;
+    int32_t num_tokens;
+    int32_t num_drafts;  // the last of these tokens
+    int32_t first_row, num_rows;
+  };
+
+  Batch batch{};                          // views of the vectors below
+  std::vector<SampleContext> rows;        // [num_logit_rows] how to sample each logit row
+  std::vector<uint64_t> request_ids;      // [num_seqs], for logs and tests
+  std::vector<int32_t> sequence_indices;  // [num_seqs]
+  std::vector<Slot> slots;                // [num_seqs]
+  std::vector<int32_t> token_ids, positions, cu_seqlens, kv_lens, block_table, logit_rows;
+
+  int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+  int32_t num_rows() const { return static_cast<int32_t>(rows.size()); }
+
+  void clear();
+  // The next num_tokens of the sequence's uncomputed tokens. If they are the last, their logits are wanted: of the last known
+  // token, and of each draft token behind it.
+  void append(Sequence& sequence, int32_t num_tokens);
+  void seal();  // lays out the block table and points `batch` at everything
+};
+
+}  // namespace slipway
