@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -46,10 +48,11 @@ def triton(engine: Path, out: Path, contract: str, name: str | None, copy: bool,
 
 
 def serve(repository: Path, host: str, ports: tuple[int, ...]) -> None:
-    """Until Ctrl-C, or until the server ends by itself, which is an error."""
+    """Until Ctrl-C or SIGTERM; the server ending by itself is an error."""
     from slipway.runtime.errors import EngineError
     from slipway.runtime.triton.server import Server
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, and so stops the server
     http_port, grpc_port, metrics_port = ports
     server = Server(repository, host, http_port, grpc_port, metrics_port, progress=lambda line: click.echo(line, err=True))
     with server:

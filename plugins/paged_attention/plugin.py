@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from slipway.compiler.target import Target
-from slipway.plugins.paged_attention import meaning
+from slipway.plugins.paged_attention import meaning as meaning  # registers the ops
 from slipway.plugins.plugin import Cost, Kernel, PackedWeight, Size
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
@@ -126,4 +126,3 @@ def _local_scratch(head_dim: int, target: Target) -> int:
 
 
 PLUGIN = PagedAttentionPlugin()
-__all__ = ["PLUGIN", "meaning"]

@@ -1,6 +1,6 @@
 // The tokens that a draw may still choose, and the filters that thin them out.
 //
-// A list is in ascending order of ids whenever a function here has returned. Weights are proportional to
+// A list is in ascending order of ids, and stays so. Weights are proportional to
 // probabilities: exp(score), the best token of the row having score 0.
 #pragma once
 #include <cstddef>
@@ -19,7 +19,7 @@ using Candidates = std::vector<Candidate>;
 
 double mass(const Candidates& candidates);
 
-// Each keeps at least one. Order of tokens: score descending, id ascending.
+// Each keeps at least one of one or more. Order of tokens: score descending, id ascending.
 void keep_top_k(Candidates& candidates, size_t k);
 void keep_top_p(Candidates& candidates, double target_mass);   // the shortest prefix that reaches it
 void keep_typical(Candidates& candidates, float typical_p);    // the same for |surprise - entropy| ascending, id ascending

@@ -1,11 +1,13 @@
 #include "row_scan.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SLIPWAY_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define SLIPWAY_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define SLIPWAY_CLONES
 #endif
@@ -16,6 +18,7 @@ namespace {
 
 using Lanes = float __attribute__((vector_size(64)));
 using Bits = int32_t __attribute__((vector_size(64)));
+using UnsignedBits = uint32_t __attribute__((vector_size(64)));
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
@@ -27,17 +30,34 @@ SLIPWAY_INLINE void load_tail(const float* from, size_t count, Lanes& to) {
   std::memcpy(&to, from, count * sizeof(float));
 }
 
-SLIPWAY_INLINE void take_max(Lanes& max, Bits& valid, const Lanes& x) {
-  max = x > max ? x : max;
-  valid &= x < infinity;
+// Only maxima: GCC 12 turns other comparisons of 64-byte vectors into scalar code. As integers, NaN and +inf are the largest:
+// the positive ones when signed, the negative ones when unsigned.
+struct Extremes {
+  Lanes max = Lanes{} - infinity;
+  Bits positive{};
+  UnsignedBits negative{};
+
+  SLIPWAY_INLINE void take(const Lanes& x) {
+    const Bits bits = (Bits)x;  // same bits
+    const UnsignedBits unsigned_bits = (UnsignedBits)x;
+    max = x > max ? x : max;
+    positive = bits > positive ? bits : positive;
+    negative = unsigned_bits > negative ? unsigned_bits : negative;
+  }
+};
+
+bool is_valid(const Extremes& seen) {
+  const uint32_t plus_infinity = std::bit_cast<uint32_t>(infinity), minus_infinity = std::bit_cast<uint32_t>(-infinity);
+  for (size_t lane = 0; lane < row_lanes; ++lane)
+    if (seen.positive[lane] >= static_cast<int32_t>(plus_infinity) || seen.negative[lane] > minus_infinity) return false;
+  return true;
 }
 
-// exp(x) for x <= 0, relative error below 2e-7; 0 below -87. Cephes' polynomial.
+// exp(x) for x <= 0, relative error below 2e-7; 0 below -88. Cephes' polynomial.
 SLIPWAY_INLINE void exp_lanes(Lanes& x) {
-  constexpr float log2e = 1.44269504f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f, least = -87.0f;
-  const Bits vanishes = x < least;
-  const Lanes floor = Lanes{} + least;
-  x = vanishes ? floor : x;
+  constexpr float log2e = 1.44269504f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
+  const Lanes least = Lanes{} - 100.0f;
+  x = x > least ? x : least;
   const Bits n = __builtin_convertvector(x * log2e - 0.5f, Bits);  // truncation: to nearest, as x <= 0
   const Lanes whole = __builtin_convertvector(n, Lanes);
   const Lanes r = x - whole * ln2_hi - whole * ln2_lo;
@@ -47,36 +67,29 @@ SLIPWAY_INLINE void exp_lanes(Lanes& x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  Bits exponent = (n + 127) << 23;
-  Lanes power;
-  std::memcpy(&power, &exponent, sizeof power);
-  x = vanishes ? Lanes{} : p * power;
-}
-
-SLIPWAY_INLINE void scan_chunk(const float* chunk, size_t count, float* group_max, Bits& valid) {
-  Lanes max[4], x;
-  for (Lanes& lanes : max) lanes = Lanes{} - infinity;
-  size_t i = 0;
-  for (; i + 4 * row_lanes <= count; i += 4 * row_lanes)
-    for (size_t k = 0; k < 4; ++k) {
-      load(chunk + i + k * row_lanes, x);
-      take_max(max[k], valid, x);
-    }
-  for (; i < count; i += row_lanes) {
-    load_tail(chunk + i, std::min(row_lanes, count - i), x);
-    take_max(max[0], valid, x);
-  }
-  for (size_t k = 1; k < 4; ++k) max[0] = max[k] > max[0] ? max[k] : max[0];
-  std::memcpy(group_max, &max[0], sizeof max[0]);
+  Bits exponent = n + 127;
+  exponent = exponent > Bits{} ? exponent : Bits{};  // 2^-127 and less: 0
+  x = p * (Lanes)(exponent << 23);
 }
 
 SLIPWAY_CLONES bool scan_chunks(const float* row, size_t size, float* group_max) {
-  Bits valid = Bits{} - 1;
-  for (size_t start = 0; start < size; start += row_chunk, group_max += row_lanes)
-    scan_chunk(row + start, std::min(row_chunk, size - start), group_max, valid);
-  int32_t all = -1;
-  for (size_t lane = 0; lane < row_lanes; ++lane) all &= valid[lane];
-  return all != 0;
+  Extremes seen;
+  Lanes x;
+  for (size_t start = 0; start < size; start += row_chunk, group_max += row_lanes) {
+    const size_t end = std::min(start + row_chunk, size);
+    seen.max = Lanes{} - infinity;
+    size_t i = start;
+    for (; i + row_lanes <= end; i += row_lanes) {
+      load(row + i, x);
+      seen.take(x);
+    }
+    if (i < end) {
+      load_tail(row + i, end - i, x);
+      seen.take(x);
+    }
+    std::memcpy(group_max, &seen.max, sizeof seen.max);
+  }
+  return is_valid(seen);
 }
 
 SLIPWAY_CLONES float largest(const float* values, size_t count) {  // count: a multiple of row_lanes
@@ -94,14 +107,20 @@ SLIPWAY_CLONES void weigh_chunks(const float* row, size_t size, float max, float
   for (size_t start = 0; start < size; start += row_chunk) {
     const size_t end = std::min(start + row_chunk, size);
     Lanes sum{}, x;
-    for (size_t i = start; i < end; i += row_lanes) {
-      const size_t count = std::min(row_lanes, end - i);
-      if (count == row_lanes) load(row + i, x);
-      else load_tail(row + i, count, x);
+    size_t i = start;
+    for (; i + row_lanes <= end; i += row_lanes) {
+      load(row + i, x);
       x = (x - max) * scale;
       exp_lanes(x);
       sum += x;
-      std::memcpy(weights + i, &x, count * sizeof(float));
+      std::memcpy(weights + i, &x, sizeof x);
+    }
+    if (i < end) {
+      load_tail(row + i, end - i, x);
+      x = (x - max) * scale;
+      exp_lanes(x);
+      sum += x;
+      std::memcpy(weights + i, &x, (end - i) * sizeof(float));
     }
     double total = 0;
     for (size_t lane = 0; lane < row_lanes; ++lane) total += static_cast<double>(sum[lane]);

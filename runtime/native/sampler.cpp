@@ -53,6 +53,7 @@ struct Sampler::Scratch {
   std::vector<int32_t> tokens;
   Candidates candidates;
   double log_normalizer = 0;  // of the raw row
+  bool weighed = false;       // `weights` are those of this row at the scale in use
 
   void note_logprobs(std::span<const float> logits, int32_t count, Sampled& sampled);
   double weigh(float scale);
@@ -76,6 +77,7 @@ void Sampler::Scratch::note_logprobs(std::span<const float> logits, int32_t coun
 }
 
 double Sampler::Scratch::weigh(float scale) {
+  weighed = true;
   weights.resize(row.size());
   weigh_row(row, scan.max, scale, weights, chunk_sums);
   double sum = 0;
@@ -87,8 +89,9 @@ void Sampler::Scratch::gather(float threshold, float scale) {
   tokens_from(row, scan, threshold, tokens);
   candidates.clear();
   for (const int32_t token : tokens) {
-    const float score = (row[static_cast<size_t>(token)] - scan.max) * scale;
-    candidates.push_back({token, score, std::exp(score)});
+    const auto at = static_cast<size_t>(token);
+    const float score = (row[at] - scan.max) * scale;
+    candidates.push_back({token, score, weighed ? weights[at] : std::exp(score)});
   }
 }
 
@@ -115,6 +118,7 @@ int32_t Sampler::Scratch::draw_from_all(double uniform, float scale) {
 }
 
 int32_t Sampler::Scratch::choose(const SamplingParams& p, double uniform) {
+  weighed = false;
   const float scale = std::min(1.0f / p.temperature, std::numeric_limits<float>::max());
   const bool top_k = p.top_k > 0 && static_cast<size_t>(p.top_k) < row.size();
   if (!top_k && p.typical_p >= 1 && p.top_p >= 1 && p.min_p <= 0) return draw_from_all(uniform, scale);
@@ -122,6 +126,7 @@ int32_t Sampler::Scratch::choose(const SamplingParams& p, double uniform) {
     gather(threshold_of_best(scan, static_cast<size_t>(p.top_k), maxima), scale);
     keep_top_k(candidates, static_cast<size_t>(p.top_k));
   } else if (p.typical_p < 1) {
+    weigh(scale);
     gather(std::numeric_limits<float>::lowest(), scale);
   } else if (p.top_p < 1) {
     const double target = static_cast<double>(p.top_p) * weigh(scale);

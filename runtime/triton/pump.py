@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 
+from slipway.runtime.errors import EngineError, RequestError
 from slipway.runtime.triton.exchange import Exchange, Part
 
 
@@ -37,7 +38,7 @@ class Job:
         for call, request in enumerate(self.requests):
             for delta in request.news():
                 if delta is None:
-                    self.error = self.error or request.error
+                    self.error = self.error or unfinished(request.error)
                 else:
                     self._add(call, request, delta)
 
@@ -58,6 +59,11 @@ class Job:
         if delta.finish_reason:
             part.finish_reason = delta.finish_reason
             self.num_running -= 1
+
+
+def unfinished(error: Exception | None) -> Exception | None:
+    """The engine took the request: that it did not finish it says nothing against the request."""
+    return EngineError(error.where, error.found) if isinstance(error, RequestError) else error
 
 
 class Pump(threading.Thread):

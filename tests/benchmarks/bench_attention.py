@@ -39,7 +39,7 @@ def decode(target: Target, threads: int, count: int, length: int) -> None:
     lib, size = compile_kernel(kernel.source, target), count * length * kernel.cost.kv_bytes
     ours, reads = [], []
     for blocks, bytes_read in list(zip(kv, rival)) * 3:
-        ours += step.run(kernel, target, blocks, threads).seconds
+        ours += step.run(kernel, lib, blocks, threads).seconds
         reads.append(lib.driver_read(bytes_read.ctypes.data, size, threads))
     took, read = min(ours), min(reads)
     print(f"  decode {count:3} x {length:5}: {took * 1e6:8.0f} us {size / took / 1e9:6.1f} GB/s; reading {size / read / 1e9:6.1f} GB/s: {read / took:4.0%}")
@@ -49,7 +49,8 @@ def prefill(target: Target, threads: int, new: int, length: int) -> None:
     """The last `new` tokens of one sequence of `length`."""
     step = Sequences(LAYER, [length]).step([(0, length - new, length)])
     kernel = step.lower(target, BF16)
-    took = min(step.run(kernel, target, new_blocks(step.sequences, kernel), threads, rounds=7).seconds)
+    lib = compile_kernel(kernel.source, target)
+    took = min(step.run(kernel, lib, new_blocks(step.sequences, kernel), threads, rounds=7).seconds)
     flops = kernel.cost.kv_flops * new * (length - (new - 1) / 2)
     print(f"  prefill {new:4} of {length:4}: {took * 1e3:6.2f} ms {flops / took / 1e12:6.2f} TFLOP/s")
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 MODELS = ("demo-llama", "demo-qwen3")
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}
+TOP1_LIMITS = {"bf16": 0.98, "int8": 0.95, "int4": 0.8}
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 24, 64
-TIE = 0.1  # of a logit: closer candidates than this may change places under bfloat16 rounding
+TIE = 0.25  # of a logit: closer candidates may change places under bfloat16 rounding (transformers' own bfloat16: up to 0.4 here)
 
 
 def checkpoint_of(model):
@@ -31,7 +32,7 @@ def test_the_build_has_measured_its_divergence(build, model, precision):
     engine = build(f"{model}/cpu-{precision}")
     verified = json.loads((engine / "verify.json").read_text())
     assert 0 <= verified["kl"] <= verified["limit"] == KL_LIMITS[precision]
-    assert verified["tokens"] >= 1024 and verified["top1"] > 0.9
+    assert verified["tokens"] >= 1024 and verified["top1"] > TOP1_LIMITS[precision]
 
 
 def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterable
+
 import torch
+from kernel_harness import compile_kernel
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.plugin import Kernel
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -27,3 +34,8 @@ def _placeholder(graph: Graph, name: str, value: torch.Tensor) -> Node:
     node = graph.placeholder(name)
     node.meta.update(val=value, storage=value.dtype)
     return node
+
+
+def compile_together(kernels: Iterable[Kernel], target: Target) -> ctypes.CDLL:
+    """One library of several kernels: reading the compiler's headers takes longer than most kernels."""
+    return compile_kernel("\n".join({kernel.symbol: kernel.source for kernel in kernels}.values()), target)

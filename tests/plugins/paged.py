@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from kernel_harness import aligned, compile_kernel, make_batch, run_kernel
+from kernel_harness import aligned, make_batch, run_kernel
 from nodes import BF16, F32, call_node
 from torch.fx import Node
 
@@ -115,12 +116,12 @@ class Step:
         arguments = self.arguments(new_cache(self.sequences), self.rows.dtype)
         return call_node(torch.ops.slipway.paged_attention.default, *arguments, storage=storage)
 
-    def run(self, kernel: Kernel, target: Target, kv: np.ndarray, threads: int = 2, rounds: int = 1) -> Result:
+    def run(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, threads: int = 2, rounds: int = 1) -> Result:
         """kv: the kernel's own blocks, written to. Again `rounds` times."""
         s = self.sequences.shape
         out = torch.full((len(self.rows), s.num_heads * s.head_dim), torch.nan, dtype=kernel.output_dtypes[0])
         seconds = run_kernel(
-            compile_kernel(kernel.source, target),
+            library,
             kernel.symbol,
             self._split(),
             [out],

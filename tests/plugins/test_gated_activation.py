@@ -2,8 +2,8 @@ import functools
 
 import pytest
 import torch
-from kernel_harness import HOST_TARGETS, compile_kernel, run_kernel
-from nodes import BF16, F32, call_node
+from kernel_harness import HOST_TARGETS, run_kernel
+from nodes import BF16, F32, call_node, compile_together
 
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS, PLUGIN, gated_activation
 
@@ -11,24 +11,23 @@ COLUMNS = 280
 
 
 @functools.cache
-def lowered(target, source):
-    """A kernel for each activation, and one library of them all."""
-    x = torch.randn(2, 2 * COLUMNS).to(source)
-    nodes = {a: call_node(torch.ops.slipway.gated_activation.default, x, a, storage=BF16) for a in ACTIVATIONS}
-    kernels = {activation: PLUGIN.lower(node, target) for activation, node in nodes.items()}
-    return kernels, compile_kernel("\n".join(k.source for k in kernels.values()), target)
+def lowered(target):
+    op, x = torch.ops.slipway.gated_activation.default, torch.randn(2, 2 * COLUMNS)
+    nodes = {(a, t): call_node(op, x.to(t), a, storage=BF16) for a in ACTIVATIONS for t in (F32, BF16)}
+    kernels = {case: PLUGIN.lower(node, target) for case, node in nodes.items()}
+    return kernels, compile_together(kernels.values(), target)
 
 
 @pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
 @pytest.mark.parametrize("source", [F32, BF16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_equals_meaning(target, source, activation):
-    kernels, library = lowered(target, source)
+    kernels, library = lowered(target)
     x = (torch.randn(5, 2 * COLUMNS) * 4).to(source)
     x[0, :4] = torch.tensor([0, -200, 200, -0.01])
     for threads in (1, 2, 3):
         out = torch.full((5, COLUMNS), torch.nan, dtype=BF16)
-        run_kernel(library, kernels[activation].symbol, [x], [out], threads=threads)
+        run_kernel(library, kernels[activation, source].symbol, [x], [out], threads=threads)
         torch.testing.assert_close(out.float(), gated_activation(x.float(), activation), rtol=2**-8, atol=1e-5)
 
 

@@ -1,10 +1,9 @@
-import dataclasses
 import functools
 
 import pytest
 import torch
-from kernel_harness import HOST_TARGETS, compile_kernel
-from nodes import BF16, F32
+from kernel_harness import HOST_TARGETS
+from nodes import BF16, F32, compile_together
 from paged import Sequences, Shape, new_blocks, new_cache
 
 from slipway.compiler.target import Target
@@ -26,10 +25,19 @@ every_target = pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
 
 @functools.cache
 def kernels(target):
-    """The kernels of SHAPES; compiled together, which saves reading the compiler's headers seven times."""
+    """The kernels of SHAPES, and one library of them all."""
     found = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(target) for name, shape in SHAPES.items()}
-    source = "\n".join(kernel.source for kernel in found.values())
-    return {name: dataclasses.replace(kernel, source=source) for name, kernel in found.items()}
+    return found, compile_together(found.values(), target)
+
+
+def runner(target, name):
+    """The kernel of SHAPES[name], and step.run on it."""
+    found, library = kernels(target)
+
+    def run(step, blocks, threads=2):
+        return step.run(found[name], library, blocks, threads).out
+
+    return found[name], run
 
 
 def all_of(sequences):
@@ -40,7 +48,7 @@ def all_of(sequences):
 @pytest.mark.parametrize("name", SHAPES)
 def test_equals_meaning_from_prefill_to_decode(target, name):
     sequences = Sequences(SHAPES[name], LENGTHS)
-    kernel = kernels(target)[name]
+    kernel, run = runner(target, name)
     blocks, cache = new_blocks(sequences, kernel), new_cache(sequences)
     steps = [
         [(s, 0, max(n - 20, 0)) for s, n in enumerate(LENGTHS)],
@@ -50,7 +58,7 @@ def test_equals_meaning_from_prefill_to_decode(target, name):
     ]
     for threads, parts in enumerate(steps):
         step = sequences.step(parts)
-        got, want = step.run(kernel, target, blocks, max(threads, 1)).out, step.meaning(cache)
+        got, want = run(step, blocks, max(threads, 1)), step.meaning(cache)
         torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-2)
 
 
@@ -59,9 +67,9 @@ def test_equals_meaning_from_prefill_to_decode(target, name):
 def test_bits_of_a_row_depend_on_nothing_but_the_row(target, name):
     """Alone or in a batch, prefilled or decoded, whole or in parts, with any number of threads."""
     sequences = Sequences(SHAPES[name], [1100, 3, 47, 530])
-    kernel = kernels(target)[name]
+    kernel, run = runner(target, name)
     blocks = new_blocks(sequences, kernel)
-    whole = sequences.step(all_of(sequences)).run(kernel, target, blocks, 2).out[:1100]
+    whole = run(sequences.step(all_of(sequences)), blocks)[:1100]
     again = new_blocks(sequences, kernel)
     schedule = [
         [(0, 0, 37), (1, 0, 3)],
@@ -72,7 +80,7 @@ def test_bits_of_a_row_depend_on_nothing_but_the_row(target, name):
         [(0, 1099, 1100)],
     ]
     for threads, parts in enumerate(schedule):
-        out = sequences.step(parts).run(kernel, target, again, 1 + threads % 3).out
+        out = run(sequences.step(parts), again, 1 + threads % 3)
         row = 0
         for s, begin, end in parts:
             if s == 0:
@@ -84,10 +92,10 @@ def test_bits_of_a_row_depend_on_nothing_but_the_row(target, name):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_long_sequence_is_the_same_on_any_number_of_threads(target, threads):
     sequences = Sequences(SHAPES["qwen3"], [5000])
-    kernel, blocks = kernels(target)["qwen3"], None
+    kernel, run = runner(target, "qwen3")
     blocks = new_blocks(sequences, kernel)
-    sequences.step([(0, 0, 4990)]).run(kernel, target, blocks, 2)
-    decoded = [sequences.step([(0, 4990, 4990 + n)]).run(kernel, target, blocks, t).out[:1] for n, t in ((1, threads), (10, 1))]
+    run(sequences.step([(0, 0, 4990)]), blocks)
+    decoded = [run(sequences.step([(0, 4990, 4990 + n)]), blocks, t)[:1] for n, t in ((1, threads), (10, 1))]
     assert torch.equal(*decoded)
 
 
@@ -95,21 +103,21 @@ def test_a_long_sequence_is_the_same_on_any_number_of_threads(target, threads):
 @pytest.mark.parametrize("name", ["one_kv_head", "partial_rotary", "qwen3"])
 def test_what_a_block_held_before_does_not_matter(target, name):
     sequences = Sequences(SHAPES[name], [1, 20, 33, 70])
-    kernel = kernels(target)[name]
+    kernel, run = runner(target, name)
     outs = []
     for fill in (0x00, 0xFF):
         blocks = new_blocks(sequences, kernel, fill)
         steps = [[(1, 0, 16), (2, 0, 32), (3, 0, 65)], [(0, 0, 1), (1, 16, 20), (2, 32, 33), (3, 65, 70)]]
-        outs += [torch.cat([sequences.step(parts).run(kernel, target, blocks).out for parts in steps])]
+        outs += [torch.cat([run(sequences.step(parts), blocks) for parts in steps])]
     assert torch.equal(*outs) and not outs[0].isnan().any()
 
 
 @every_target
 def test_one_sequence_of_nans_stays_alone(target):
-    clean, kernel = Sequences(SHAPES["plain"], [40, 5, 600]), kernels(target)["plain"]
-    want = clean.step(all_of(clean)).run(kernel, target, new_blocks(clean, kernel)).out
-    clean.qkv[1].fill_(torch.nan)
-    got = clean.step(all_of(clean)).run(kernel, target, new_blocks(clean, kernel)).out
+    sequences, (kernel, run) = Sequences(SHAPES["plain"], [40, 5, 600]), runner(target, "plain")
+    want = run(sequences.step(all_of(sequences)), new_blocks(sequences, kernel))
+    sequences.qkv[1].fill_(torch.nan)
+    got = run(sequences.step(all_of(sequences)), new_blocks(sequences, kernel))
     assert torch.equal(got[:40], want[:40]) and torch.equal(got[45:], want[45:]) and got[40:45].isnan().all()
 
 

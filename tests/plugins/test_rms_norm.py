@@ -1,20 +1,48 @@
+import functools
+
 import pytest
 import torch
-from kernel_harness import HOST_TARGETS, compile_kernel, run_kernel
-from nodes import BF16, F32, call_node
+from kernel_harness import HOST_TARGETS, run_kernel
+from nodes import BF16, F32, call_node, compile_together
 
 from slipway.plugins.rms_norm.plugin import PLUGIN, add_rms_norm, head_rms_norm, rms_norm
 
-ops = torch.ops.slipway
+OPS = {
+    "rms_norm": torch.ops.slipway.rms_norm.default,
+    "add_rms_norm": torch.ops.slipway.add_rms_norm.default,
+    "head_rms_norm": torch.ops.slipway.head_rms_norm.default,
+}
+every_target = pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
 
 
-def run(node, target, *inputs, threads=2):
-    """The node's outputs by its kernel; weights are packed from the values in the node's metadata."""
-    kernel = PLUGIN.lower(node, target)
-    columns = inputs[0].shape[1]
-    outputs = [torch.full((len(inputs[0]), columns), torch.nan, dtype=d) for d in kernel.output_dtypes]
-    weights = [w.pack(*(n.meta["val"] for n in w.nodes)) for w in kernel.weights]
-    run_kernel(compile_kernel(kernel.source, target), kernel.symbol, inputs, outputs, weights, threads=threads)
+def node(op, columns, source, storage, group=None, eps=1e-6, plus_one=False, weighted=True):
+    x, weight = torch.zeros(2, columns, dtype=source), torch.zeros(group or columns) if weighted else None
+    activations = (x, torch.zeros(2, columns)) if op == "add_rms_norm" else (x,)
+    return call_node(OPS[op], *activations, weight, eps, plus_one, storage=storage)
+
+
+NODES = {
+    "wide": node("rms_norm", 1024, F32, BF16),
+    "odd_width": node("rms_norm", 200, BF16, BF16, plus_one=True),
+    "unweighted": node("rms_norm", 40, F32, F32, eps=1e-5, weighted=False),
+    "add_f32": node("add_rms_norm", 72, F32, (BF16, F32)),
+    "add_bf16": node("add_rms_norm", 72, BF16, (BF16, F32)),
+    **{f"head_{n}": node("head_rms_norm", 3 * n, F32, F32, group=n, plus_one=True) for n in (16, 24, 128)},
+}
+
+
+@functools.cache
+def lowered(target):
+    kernels = {name: PLUGIN.lower(n, target) for name, n in NODES.items()}
+    return kernels, compile_together(kernels.values(), target)
+
+
+def run(target, name, *inputs, weight=None, threads=2):
+    kernels, library = lowered(target)
+    kernel = kernels[name]
+    outputs = [torch.full(inputs[0].shape, torch.nan, dtype=d) for d in kernel.output_dtypes]
+    weights = [w.pack(weight) for w in kernel.weights]
+    run_kernel(library, kernel.symbol, inputs, outputs, weights, threads=threads)
     return outputs
 
 
@@ -22,46 +50,49 @@ def assert_close(got, want, dtype):
     torch.testing.assert_close(got.float(), want.float(), rtol=torch.finfo(dtype).eps, atol=2e-6)
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
-@pytest.mark.parametrize("rows, columns, source, plus_one", [(1, 64, F32, False), (5, 200, BF16, True), (33, 1024, F32, False)])
-def test_norm_equals_meaning(target, rows, columns, source, plus_one):
-    x, weight = torch.randn(rows, columns).to(source) * 3, torch.randn(columns)
-    node = call_node(ops.rms_norm.default, x, weight, 1e-6, plus_one, storage=BF16)
-    for threads in (1, 2, 3):
-        (got,) = run(node, target, x, threads=threads)
-        assert_close(got, rms_norm(x.float(), weight, 1e-6, plus_one), BF16)
+@every_target
+@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_norm_equals_meaning(target, rows, threads):
+    x, weight = torch.randn(rows, 1024) * 3, torch.randn(1024)
+    (got,) = run(target, "wide", x, weight=weight, threads=threads)
+    assert_close(got, rms_norm(x, weight, 1e-6, False), BF16)
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@every_target
+def test_norm_plus_one_of_an_odd_width(target):
+    x, weight = torch.randn(7, 200).bfloat16(), torch.randn(200)
+    (got,) = run(target, "odd_width", x, weight=weight)
+    assert_close(got, rms_norm(x.float(), weight, 1e-6, True), BF16)
+
+
+@every_target
 def test_norm_without_weight(target):
     x = torch.randn(7, 40)
-    node = call_node(ops.rms_norm.default, x, None, 1e-5, False, storage=F32)
-    assert not PLUGIN.lower(node, target).weights
-    assert_close(run(node, target, x)[0], rms_norm(x, None, 1e-5, False), F32)
+    assert not lowered(target)[0]["unweighted"].weights
+    assert_close(run(target, "unweighted", x)[0], rms_norm(x, None, 1e-5, False), F32)
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
-@pytest.mark.parametrize("source", [F32, BF16])
-def test_add_norm_equals_meaning(target, source):
+@every_target
+@pytest.mark.parametrize("name, source", [("add_f32", F32), ("add_bf16", BF16)])
+def test_add_norm_equals_meaning(target, name, source):
     x, residual, weight = torch.randn(9, 72).to(source), torch.randn(9, 72), torch.randn(72)
-    node = call_node(ops.add_rms_norm.default, x, residual, weight, 1e-6, False, storage=(BF16, F32))
-    normed, total = run(node, target, x, residual)
+    normed, total = run(target, name, x, residual, weight=weight)
     want_normed, want_total = add_rms_norm(x.float(), residual, weight, 1e-6, False)
     assert torch.equal(total, want_total)
     assert_close(normed, want_normed, BF16)
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@every_target
 @pytest.mark.parametrize("head_dim", [16, 24, 128])
 def test_head_norm_of_a_column_range(target, head_dim):
     merged, weight = torch.randn(6, 5 * head_dim), torch.randn(head_dim)
     x = merged[:, head_dim : 4 * head_dim]
-    node = call_node(ops.head_rms_norm.default, x, weight, 1e-6, True, storage=F32)
-    assert_close(run(node, target, x, threads=3)[0], head_rms_norm(x, weight, 1e-6, True), F32)
+    (got,) = run(target, f"head_{head_dim}", x, weight=weight, threads=3)
+    assert_close(got, head_rms_norm(x, weight, 1e-6, True), F32)
 
 
 def test_symbol_says_what_differs():
-    x, weight = torch.randn(2, 32), torch.randn(32)
-    nodes = [call_node(ops.rms_norm.default, x, weight, eps, False, storage=s) for eps in (1e-5, 1e-6) for s in (BF16, F32)]
-    symbols = [PLUGIN.lower(node, HOST_TARGETS[0]).symbol for node in nodes]
+    nodes = [node("rms_norm", 32, F32, storage, eps=eps) for eps in (1e-5, 1e-6) for storage in (BF16, F32)]
+    symbols = [PLUGIN.lower(n, HOST_TARGETS[0]).symbol for n in nodes]
     assert len(set(symbols)) == 4 and symbols[0] == "rms_norm_32_32_float_bf16_1em05"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from slipway.runtime.errors import EngineError, RequestError
 from slipway.runtime.triton.exchange import Call
 from slipway.runtime.triton.pump import Job, Pump
 
@@ -141,6 +142,12 @@ def test_an_engine_error_ends_the_request_and_cancels_the_rest(pump, wire):
     job.requests[1].say("late", "cancelled")
     pump.stop()
     assert wire.sent.empty()
+
+
+def test_a_request_that_was_taken_is_not_called_wrong(pump, wire):
+    add(pump, Echo()).requests[0].fail(RequestError("request", "the queue is full"))
+    error = take(wire)[1]
+    assert type(error) is EngineError and str(error) == "request: the queue is full"
 
 
 def test_a_request_that_goes_wrong_does_not_stop_the_others(pump, wire):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from slipway.compiler.cli.commands import SUMMARIES
 
-OURS = sorted(set(SUMMARIES) - {"bench"})
+COMMANDS = sorted(SUMMARIES)
 
 
 def test_help(cli, golden):
@@ -16,7 +16,7 @@ def test_help(cli, golden):
     golden("cli/slipway.txt", outcome.out)
 
 
-@pytest.mark.parametrize("command", OURS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(cli, golden, command):
     outcome = cli(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
@@ -24,7 +24,7 @@ def test_help_of_a_command(cli, golden, command):
     golden(f"cli/{command}.txt", outcome.out)
 
 
-@pytest.mark.parametrize("command", OURS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_needs_no_torch_to_be_looked_up(command):
     """Every command but build works where only the runtime is installed, so none may import torch on its way in."""
     heavy = {"torch", "numpy", "pydantic", "rich", "ruamel", "onnx", "jinja2"}

@@ -113,3 +113,23 @@ def test_dry_run_builds_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "would be built" in done.stdout and "tokens/s for one sequence" in done.stdout
     assert not (tmp_path / "engine").exists()
+
+
+def test_triton_serves_until_it_is_told_to_stop(engine, tmp_path):
+    start = command("triton", engine, "-o", tmp_path / "repository", "--start", "--ports", 0, 0, 0)
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = until(process.stderr, "Ctrl-C stops the server")
+        assert any("Triton is ready" in line for line in lines)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=40)
+    assert (process.returncode, out, err) == (143, "", "")
+    running = subprocess.run(["ps", "-e", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "repository") not in running
+
+
+def until(stream, words):
+    """The stream's lines up to the one with the words."""
+    lines = [stream.readline()]
+    while lines[-1] and words not in lines[-1]:
+        lines.append(stream.readline())
+    return lines

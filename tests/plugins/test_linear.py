@@ -1,0 +1,252 @@
+import dataclasses
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_harness import HOST_TARGETS, compile_kernel, run_kernel
+from nodes import BF16 as BF16_STORAGE
+from nodes import F32, call_node
+
+from slipway.plugins.gated_activation.plugin import ACTIVATIONS
+from slipway.plugins.linear import pack
+from slipway.plugins.linear.plugin import PLUGIN, gated_linear
+from slipway.quantization.formats import BF16, FORMATS, INT8, WeightFormat, quantize, round_trip
+
+ROWS = (100, 1, 2, 7, 16, 17, 33)
+BY_NAME = {str(fmt): fmt for fmt in FORMATS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One linear with random weights and 100 (or `rows`) rows of input."""
+
+    fmt: WeightFormat
+    outputs: int
+    inputs: int
+    source: torch.dtype = BF16_STORAGE
+    dtype: torch.dtype = F32
+    activation: str | None = None
+    biased: bool = False
+    deterministic: bool = False
+    rows: int = max(ROWS)
+
+    def __str__(self):
+        traits = [self.activation, "bias" * self.biased, "deterministic" * self.deterministic]
+        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, *traits))))
+
+    def random(self, seed, *shape):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    @property
+    def x(self):
+        return self.random(0, self.rows, self.inputs).to(self.source)
+
+    @property
+    def weights(self):
+        return [self.random(1 + i, self.outputs, self.inputs) * 0.1 for i in range(2 if self.activation else 1)]
+
+    @property
+    def bias(self):
+        return self.random(3, self.outputs) if self.biased else None
+
+    @property
+    def node(self):
+        args = [*self.weights, *([self.bias] if self.biased else []), *([self.activation] if self.activation else [])]
+        op = torch.ops.slipway.gated_linear if self.activation else torch.ops.aten.linear
+        node = call_node(op.default, self.x.float(), *args, storage=self.dtype)
+        node.args[0].meta["storage"] = self.source
+        node.meta.update(weight_format=self.fmt, deterministic=self.deterministic)
+        return node
+
+
+CASES = [
+    *(Case(fmt, 70, 200, biased=True) for fmt in FORMATS),
+    *(Case(BY_NAME[f], 37, 136, F32, BF16_STORAGE, "silu") for f in ("bf16", "int8", "int4g128", "int4g32z")),
+    Case(BF16, 1, 8, F32),
+    Case(INT8, 33, 7, F32, activation="gelu"),
+    Case(BY_NAME["int4g64"], 1, 8, F32, deterministic=True, biased=True),
+]
+LONG_CASES = [  # rows and inputs that the many-row kernel cuts into blocks
+    Case(BF16, 70, 3000, rows=230),
+    Case(INT8, 33, 6100, rows=150),
+    Case(BY_NAME["int4g128"], 33, 3000, rows=300),
+    Case(BY_NAME["int4g32"], 33, 1100, rows=700, deterministic=True),
+    Case(BF16, 33, 40, rows=1100),
+]
+
+
+@functools.cache
+def compiled(case, target):
+    kernel = PLUGIN.lower(case.node, target)
+    return kernel, compile_kernel(kernel.source, target), [w.pack(*(n.meta["val"] for n in w.nodes)) for w in kernel.weights]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_parallel():
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in HOST_TARGETS for c in CASES]))
+
+
+@functools.cache
+def expected(case, target):
+    """The meaning in float64, and how far a kernel may be from it: sums of magnitudes times the precision of a factor."""
+    x = case.x.bfloat16() if target.isa == "amx" and case.fmt == BF16 else case.x
+    sums, magnitudes = [], []
+    for weight in case.weights:
+        held = round_trip(weight, case.fmt).double()
+        sums.append(x.double() @ held.T)
+        magnitudes.append(x.double().abs() @ held.abs().T)
+    precise = 2e-7 * case.inputs**0.5 + (2**-15 if case.fmt.bits < 16 else 0)
+    errors = [m * precise for m in magnitudes]
+    decoded = [m * 2**-9 for m in magnitudes] if target.isa == "amx" and case.fmt.bits == 4 else errors
+    if case.activation:
+        gate, up = ACTIVATIONS[case.activation](sums[0]), sums[1]
+        return gate * up, *(1.2 * e[0] * up.abs() + gate.abs() * e[1] + e[0] * e[1] for e in (errors, decoded))
+    return sums[0] if case.bias is None else sums[0] + case.bias, errors[0], decoded[0]
+
+
+def run(case, target, rows, threads=2):
+    """Outputs of the first `rows` rows. Rows of x and of the output are strided; what lies beside the output must stay."""
+    kernel, lib, weights = compiled(case, target)
+    x = torch.full((rows, case.inputs + 3), torch.nan, dtype=case.source)[:, 2 : 2 + case.inputs]
+    x.copy_(case.x[:rows])
+    room = torch.full((rows + 2, case.outputs + 5), 7.0, dtype=case.dtype)
+    run_kernel(lib, kernel.symbol, [x], [room[:rows, : case.outputs]], weights, threads=threads,
+               shared_scratch=kernel.shared_scratch, local_scratch=kernel.local_scratch)
+    assert (room[rows:] == 7).all() and (room[:, case.outputs :] == 7).all()
+    return room[:rows, : case.outputs]
+
+
+def decodes(case, target, rows):
+    """Whether so many rows take the one path whose rounding differs."""
+    return target.isa == "amx" and case.fmt.bits == 4 and rows >= 80 and not case.deterministic
+
+
+def assert_close(case, target, got):
+    want, error, decoded_error = (e[: len(got)] for e in expected(case, target))
+    error = decoded_error if decodes(case, target, len(got)) else error
+    off = (got.double() - want).abs()
+    allowed = 1e-6 + error + torch.finfo(case.dtype).eps * want.abs()
+    assert (off <= allowed).all(), f"{len(got)} rows: {(off / allowed).max():.2f} of what is allowed"
+
+
+@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_meaning_for_any_rows_and_threads(case, target):
+    whole = {}
+    for rows in ROWS:
+        for threads in (1, 2, 3):
+            got = run(case, target, rows, threads)
+            assert_close(case, target, got)
+            first = whole.setdefault(decodes(case, target, rows), got)
+            assert torch.equal(got, first[:rows] if rows <= len(first) else got) and torch.equal(got[: len(first)], first[:rows])
+
+
+@pytest.mark.parametrize("target", HOST_TARGETS[-1:], ids=str)
+@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+def test_many_rows_equal_few(case, target):
+    got = run(case, target, case.rows)
+    assert_close(case, target, got)
+    if not decodes(case, target, case.rows):
+        few = run(case, target, 33, 1)
+        assert torch.equal(got[:33], few)
+
+
+@pytest.mark.skipif(len(HOST_TARGETS) < 3, reason="needs AMX")
+@pytest.mark.parametrize("case", [c for c in CASES if c.fmt.bits < 16], ids=str)
+def test_vnni_and_amx_give_the_same_bits(case):
+    rows = 100 if case.fmt == INT8 else 33
+    assert torch.equal(run(case, HOST_TARGETS[1], rows), run(case, HOST_TARGETS[2], rows))
+
+
+@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_nan_and_infinity_reach_their_row_only(case, target):
+    kernel, lib, weights = compiled(case, target)
+    x, out = case.x[:3].clone(), torch.empty(3, case.outputs)
+    x[1, 5] = torch.nan
+    run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch, local_scratch=kernel.local_scratch)
+    assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(FORMATS), st.integers(1, 70), st.integers(1, 300), st.booleans())
+def test_packed_bytes_hold_every_weight(fmt, outputs, inputs, gated):
+    weights = [torch.randn(outputs, inputs) for _ in range(2 if gated else 1)]
+    packed = pack.pack_linear(*weights, fmt=fmt)
+    assert packed.nbytes == pack.packed_bytes(outputs, inputs, fmt, gated)
+    columns = unpack(torch.from_numpy(packed), pack.num_panels(outputs, gated), inputs, fmt)
+    if gated:
+        columns = columns.view(-1, 2, 16, inputs).transpose(0, 1).reshape(2, -1, inputs)
+    for got, weight in zip(columns if gated else [columns], weights):
+        assert torch.equal(got[:outputs], round_trip(weight, fmt))
+        assert (got[outputs:] == 0).all()
+
+
+def unpack(packed, panels, inputs, fmt):
+    """[panels * 32, inputs] float32: the layouts of ARCHITECTURE.md read one weight at a time."""
+    blocks, scales = -(-inputs // pack.block_k(fmt)), None
+    if fmt == INT8:
+        packed, scales = packed[: -panels * 128], packed[-panels * 128 :].view(F32)
+    data = packed.view(panels, blocks, pack.block_bytes(fmt))
+    n, k = torch.meshgrid(torch.arange(panels * 32), torch.arange(inputs), indexing="ij")
+    panel, column, tile, lane = n // 32, n % 32, n % 32 // 16, n % 16
+    if fmt == BF16:
+        at = tile * 512 + k % 32 // 2 * 32 + lane * 2 + k % 2
+        return data.view(torch.bfloat16)[panel, k // 32, at].float()
+    if fmt == INT8:
+        at = tile * 1024 + k % 64 // 4 * 64 + lane * 4 + k % 4
+        return (data[panel, k // 64, at].float() - 128) * scales[:, None]
+    header = 128 if fmt.zero_point else 64
+    block, at = k // fmt.group_size, header + k % fmt.group_size // 4 * 64 + lane * 4 + k % 4
+    code = data[panel, block, at] >> (4 * tile).byte() & 15
+    zero = data[panel, block, 64 + column].float() if fmt.zero_point else 8
+    return (code.float() - zero) * data.view(torch.float16)[panel, block, column].float()
+
+
+def test_packing_in_chunks(monkeypatch):
+    gate, up = torch.randn(2, 100, 64)
+    for fmt in FORMATS:
+        whole = pack.pack_linear(gate, up, fmt=fmt)
+        monkeypatch.setattr(pack, "CHUNK_ELEMENTS", 32 * 64)
+        assert (pack.pack_linear(gate, up, fmt=fmt) == whole).all()
+        monkeypatch.undo()
+
+
+def test_symbol_names_what_differs():
+    kernel = PLUGIN.lower(Case(BY_NAME["int4g128"], 4096, 1024, dtype=BF16_STORAGE).node, HOST_TARGETS[0])
+    assert kernel.symbol == "linear_n4096_k1024_int4g128_bf16_bf16"
+    assert len({PLUGIN.lower(c.node, HOST_TARGETS[0]).symbol for c in CASES}) == len(CASES)
+
+
+def test_cost_is_exact():
+    case = Case(INT8, 4096, 1024, dtype=BF16_STORAGE)
+    kernel = PLUGIN.lower(case.node, HOST_TARGETS[0])
+    assert kernel.cost.weight_bytes == 4096 * 1024 + 4096 * 4
+    assert kernel.cost.token_bytes == 2 * (4096 + 1024) and kernel.cost.token_flops == 2 * 4096 * 1024
+
+
+def test_declines_with_a_reason():
+    node = Case(INT8, 1, 70000, rows=1).node
+    assert PLUGIN.supports(node, HOST_TARGETS[0]) == "70000 inputs: integer sums hold 65536"
+    node = call_node(torch.ops.aten.linear.default, torch.ones(2, 3, 8), torch.ones(4, 8), storage=F32)
+    assert PLUGIN.supports(node, HOST_TARGETS[0]).startswith("x of shape [2, 3, 8]")
+    assert PLUGIN.supports(CASES[0].node, HOST_TARGETS[0]) is None
+
+
+def test_gated_linear_means_what_it_says():
+    x, gate, up = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5, 8)
+    want = torch.nn.functional.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)
+    torch.testing.assert_close(gated_linear(x, gate, up, "gelu_tanh"), want)
+    torch.library.opcheck(gated_linear, (x, gate, up, "silu"))
+
+
+def test_quantized_weight_is_what_the_pack_holds():
+    """A gated pack quantizes gate and up apart, as the meaning does."""
+    gate, up = torch.randn(16, 64), torch.randn(16, 64) * 100
+    packed = pack.pack_linear(gate, up, fmt=INT8)
+    scales = torch.from_numpy(packed[-128:]).view(F32)
+    assert torch.equal(scales, torch.cat([quantize(w, INT8).scales[:, 0] for w in (gate, up)]))

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipway.compiler.errors import UserError
+from slipway.quantization.formats import BF16, FORMATS, INT8, WeightFormat, dequantize, parse, quantize, round_trip
+
+INTEGER = [f for f in FORMATS if f != BF16]
+
+
+def weights(n, k, seed=0):
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def test_names_and_bits():
+    assert [str(f) for f in FORMATS[:4]] == ["bf16", "int8", "int4g32", "int4g32z"]
+    assert [f.bits_per_weight for f in FORMATS] == [16, 8, 4.5, 4.75, 4.25, 4.375, 4.125, 4.1875]
+
+
+def test_parse_knows_the_table():
+    assert parse("bf16") == BF16 and parse("int8") == INT8
+    assert parse("int4", group_size=64, zero_point=True) == WeightFormat("int4", 4, 64, True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("int3",), "weights: unknown format 'int3'; expected one of bf16, int8, int4"),
+        (("int4", 96), "group_size: int4 weights with groups of 96; expected 32, 64 or 128\nhint: group_size: 128"),
+        (("int4",), "group_size: int4 weights with groups of None; expected 32, 64 or 128\nhint: group_size: 128"),
+        (("int8", 128), "group_size: int8 weights have none\nhint: leave it out"),
+        (("bf16", None, True), "zero_point: bf16 weights have none\nhint: leave it out"),
+    ],
+)
+def test_parse_refuses(arguments, message):
+    with pytest.raises(UserError) as error:
+        parse(*arguments)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_of_a_gaussian_weight(fmt, dtype):
+    weight = weights(70, 300).to(dtype)
+    error = (round_trip(weight, fmt) - weight.float()).square().mean().sqrt() / 0.02
+    assert error < {8: 0.009, 4: 0.105}[fmt.bits]
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 5), k=st.integers(1, 300), scale=st.floats(1e-3, 100), seed=st.integers(0, 99))
+def test_round_trip(fmt, n, k, scale, seed):
+    weight = weights(n, k, seed) * scale
+    quantized = quantize(weight, fmt)
+    assert quantized.codes.shape == weight.shape and int(quantized.codes.max()) < 2**fmt.bits
+    assert quantized.scales.shape == (n, fmt.groups(k))
+    assert (quantized.zeros is not None) == fmt.zero_point
+    steps = quantized.scales.float().abs().repeat_interleave(fmt.group_size or k, 1)[:, :k]
+    inside = (quantized.codes > (0 if fmt.bits == 4 else 1)) & (quantized.codes < 2**fmt.bits - 1)
+    error = (dequantize(quantized) - weight).abs()
+    assert (error <= 0.502 * steps + 1e-9)[inside].all()
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_exact_values_stay(fmt):
+    """Multiples of a scale that f16 holds, over the whole range of codes."""
+    codes = torch.arange(2**fmt.bits).repeat(4, 256)[:, : 4 * 128]
+    codes = codes.clamp(min=1) if fmt == INT8 else codes
+    weight = (codes - 2 ** (fmt.bits - 1)) * 0.25
+    if fmt == INT8:
+        assert torch.allclose(round_trip(weight, fmt), weight, rtol=1e-6)
+    else:
+        assert torch.equal(round_trip(weight, fmt), weight)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_zero_rows_stay_zero(fmt):
+    weight = weights(3, 40)
+    weight[1] = 0
+    assert (round_trip(weight, fmt)[1] == 0).all()
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_no_format_holds_nan_or_infinity(fmt, bad):
+    weight = weights(9000, 40)
+    weight[8123, 17] = bad
+    with pytest.raises(UserError, match="row 8123 holds NaN, infinity or a value too large"):
+        quantize(weight, fmt)
+
+
+def test_chunks_do_not_show():
+    weight = weights(700, 1000)
+    for fmt in INTEGER:
+        whole, alone = quantize(weight, fmt), quantize(weight[431:432], fmt)
+        assert torch.equal(whole.codes[431:432], alone.codes) and torch.equal(whole.scales[431:432], alone.scales)
