@@ -39,7 +39,7 @@ class Engine:
 
     @classmethod
     def load(cls, path, *, threads: int | None = None, kv_tokens: int | None = None, verify: bool = True) -> Engine:
-        """path: an engine directory. threads: None for every usable core. kv_tokens: None for what the recipe says.
+        """path: an engine directory. threads, kv_tokens: None for what the recipe says.
 
         verify: compare every file with its hash. Raises EngineError, in one sentence, for an engine that is damaged or was
         made for another version or machine, and for one that does not fit into memory.
@@ -47,8 +47,8 @@ class Engine:
         from slipway.runtime import _native
 
         directory = pathlib.Path(path)
-        options = loading.Options(threads, kv_tokens, verify)
         manifest = Manifest.read(directory)
+        options = loading.Options(loading.stated_threads(manifest) if threads is None else threads, kv_tokens, verify)
         loading.check_machine(manifest, directory)
         num_blocks = loading.choose_blocks(manifest, options)
         weights = loading.map_files(manifest, directory, options)

@@ -14,7 +14,7 @@ from slipway.runtime.parallel import for_each
 
 @dataclass(frozen=True)
 class Options:
-    """threads: None for every usable core. kv_tokens: None for what the recipe says. verify: compare all files with hashes."""
+    """threads: None for as many as the recipe says, every usable core by default. kv_tokens: None for what the recipe says. verify: compare all files with hashes."""
 
     threads: int | None = None
     kv_tokens: int | None = None
@@ -31,6 +31,12 @@ class Options:
         return self.threads or machine.usable_cores()
 
 
+def stated_threads(manifest: Manifest) -> int | None:
+    """The recipe's cpu.threads, None for auto."""
+    threads = manifest.recipe.get("cpu", {}).get("threads", "auto")
+    return None if threads == "auto" else threads
+
+
 def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
     """Raises EngineError if this processor cannot run the engine's kernels."""
     missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
@@ -40,7 +46,7 @@ def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
         raise EngineError(
             str(where),
             f"built for {manifest.target.isa}; this CPU lacks {', '.join(missing)}",
-            hint="build it again with target.isa native on this machine",
+            hint="build it again on this machine with cpu.isa: auto",
         )
 
 

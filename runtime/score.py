@@ -21,8 +21,8 @@ class Scorer:
         from slipway.runtime import _native
 
         directory = pathlib.Path(path)
-        options = loading.Options(threads, None, True)
         self.manifest = manifest = Manifest.read(directory)
+        options = loading.Options(threads or loading.stated_threads(manifest), None, True)
         loading.check_machine(manifest, directory)
         loading.request_amx(manifest)
         self.num_blocks = -(-manifest.limits.max_sequence_length // manifest.plan.kv.block_size)

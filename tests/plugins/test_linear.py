@@ -15,7 +15,7 @@ from slipway.plugins.linear import pack
 from slipway.plugins.linear.plugin import PLUGIN, gated_linear
 from slipway.quantization.formats import BF16, FORMATS, INT8, WeightFormat, quantize, round_trip
 
-ROWS = (100, 1, 2, 7, 16, 17, 33)
+ROWS = (100, 33, 17, 16, 7, 2, 1)
 BY_NAME = {str(fmt): fmt for fmt in FORMATS}
 
 
@@ -141,8 +141,7 @@ def test_equals_meaning_for_any_rows_and_threads(case, target):
         for threads in (1, 2, 3):
             got = run(case, target, rows, threads)
             assert_close(case, target, got)
-            first = whole.setdefault(decodes(case, target, rows), got)
-            assert torch.equal(got, first[:rows] if rows <= len(first) else got) and torch.equal(got[: len(first)], first[:rows])
+            assert torch.equal(got, whole.setdefault(decodes(case, target, rows), got)[:rows])
 
 
 @pytest.mark.parametrize("target", HOST_TARGETS[-1:], ids=str)
