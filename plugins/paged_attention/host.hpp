@@ -49,7 +49,7 @@ class Attention {
       attend(tile, tile.first_chunk + done, local_.queries, local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
-      if (done == 0) std::memcpy(&slot.part, &local_.parts[0], sizeof(Part));
+      if (done == 0) std::memcpy(&slot.part, &local_.parts[0], sizeof(Part) - (tile_rows - tile.count) * sizeof slot.part.out[0]);
       else merge(slot.part, local_.parts[0], tile.count);
       if (done + 1 == tile.chunks()) write(tile, slot.part);
       slot.merged.store(done + 1, std::memory_order_release);

@@ -1,4 +1,7 @@
-"""What slipway::paged_attention and the rotary ops mean, in PyTorch; kv_cache is [layers, blocks, 2, kv_heads, block_size, head_dim]."""
+"""What slipway::paged_attention and the rotary ops mean, in PyTorch.
+
+kv_cache: [layers, blocks, 2, kv_heads, block_size, head_dim].
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def decode(target: Target, threads: int, count: int, length: int) -> None:
         ours += step.run(kernel, lib, blocks, threads).seconds
         reads.append(lib.driver_read(bytes_read.ctypes.data, size, threads))
     took, read = min(ours), min(reads)
-    print(f"  decode {count:3} x {length:5}: {took * 1e6:8.0f} us {size / took / 1e9:6.1f} GB/s; reading {size / read / 1e9:6.1f} GB/s: {read / took:4.0%}")
+    rates = f"{size / took / 1e9:6.1f} GB/s; reading {size / read / 1e9:6.1f} GB/s: {read / took:4.0%}"
+    print(f"  decode {count:3} x {length:5}: {took * 1e6:8.0f} us {rates}")
 
 
 def prefill(target: Target, threads: int, new: int, length: int) -> None:

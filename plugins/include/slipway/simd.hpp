@@ -114,7 +114,9 @@ template <class Op>
 float reduce(f32x16 a, Op op) {
   const __m256 half = op(a.v[0], a.v[1]);
   __m128 x = _mm256_castps256_ps128(op(half, _mm256_permute2f128_ps(half, half, 1)));
-  const auto op4 = [&](__m128 p, __m128 q) { return _mm256_castps256_ps128(op(_mm256_castps128_ps256(p), _mm256_castps128_ps256(q))); };
+  const auto op4 = [&](__m128 p, __m128 q) {
+    return _mm256_castps256_ps128(op(_mm256_castps128_ps256(p), _mm256_castps128_ps256(q)));
+  };
   x = op4(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(op4(x, _mm_movehdup_ps(x)));
 }

@@ -5,17 +5,20 @@
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
 
-template <int a_bytes, int b_rows>
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t column_bytes[16] = {64, 64, 64, 64, a_bytes, a_bytes, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, b_rows, b_rows};
-};
-
-// a_bytes: of k in a row of A, 64 except for int4 in groups of 32.
-template <int a_bytes = 64>
-void configure_tiles() {
-  alignas(64) static constexpr TileConfig<a_bytes, a_bytes / 4> config;
+// first_rows, second_rows: of A and C tiles; a tile with few rows loads only those. a_bytes: of k in a row of A, 64 except
+// for int4 in groups of 32.
+inline void configure_tiles(int64_t first_rows = 16, int64_t second_rows = 16, int a_bytes = 64) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t column_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  const uint8_t a_rows[2] = {static_cast<uint8_t>(first_rows), static_cast<uint8_t>(second_rows)};
+  for (int tile = 0; tile < 8; ++tile) {
+    const bool is_a = tile == 4 || tile == 5;
+    config.column_bytes[tile] = is_a ? static_cast<uint16_t>(a_bytes) : 64;
+    config.rows[tile] = tile < 4 ? a_rows[tile / 2] : is_a ? a_rows[tile - 4] : static_cast<uint8_t>(a_bytes / 4);
+  }
   asm volatile("" ::: "memory");  // gcc 12 may otherwise drop the stores that fill the configuration
   _tile_loadconfig(&config);
 }
@@ -114,7 +117,8 @@ void finish_tile(const Call& call, const TileRows<P>& rows, int64_t tile, const 
 template <class P, int row_tiles>
 void run_amx_stream(const Call& call, const float* bias) {
   using Rows = TileRows<P>;
-  configure_tiles();
+  const int64_t a_rows = call.rows * Rows::planes;
+  configure_tiles(std::min<int64_t>(a_rows, 16), std::max<int64_t>(a_rows - 16, 1));
   Stream<panel_chunk<P>> stream(call, P::panels);
   prefetch(P::panel(call, stream.first()), Ahead::distance);
   const Rows rows = pack_rows<P, Rows>(call);

@@ -90,7 +90,7 @@ template <class P>
 void run_amx_int4(const Call& call, const float* bias) {
   constexpr int max_tiles = 8;
   constexpr int64_t block_tiles = std::max<int64_t>(1, row_block_bytes / FixedRows<P>::tile_row_bytes / max_tiles) * max_tiles;
-  configure_tiles<std::min(64, P::Weights::block_k)>();
+  configure_tiles(std::min(16, call.rows * 2), 16, std::min(64, P::Weights::block_k));
   const int64_t tiles = ceil_div(call.rows, 8);
   Stream<panel_chunk<P>> stream(call, ceil_div(tiles, block_tiles) * P::panels);
   prefetch(P::panel(call, stream.first() % P::panels), Ahead::distance);

@@ -1,0 +1,140 @@
+"""The whole pipeline on tiny random checkpoints: what is built says what transformers says, and only what changed is built again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from slipway.compiler import pipeline
+from slipway.compiler.errors import UserError
+from slipway.compiler.progress import Progress
+from slipway.recipes import schema
+from slipway.runtime.errors import EngineError
+from slipway.runtime.manifest import Manifest
+from slipway.runtime.score import Scorer
+
+RECIPE = """
+schema: 1
+model: tiny
+target: cpu
+cpu: {threads: 2}
+precision: {weights: bf16}
+limits: {max_sequence_length: 96, max_batch_tokens: 32, max_sequences: 4}
+verify: {when: never}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def build(tiny, tmp_path, cache, monkeypatch):
+    """build(family, *overrides) -> (engine directory, report)"""
+    monkeypatch.setenv("SLIPWAY_CACHE", str(cache))
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+
+    def run(family, *overrides, out="engine", **options):
+        recipe = schema.load(tmp_path / "tiny.yaml", overrides)
+        return tmp_path / out, pipeline.build(recipe, tiny(family).checkpoint.directory, tmp_path / out, Progress(), **options)
+
+    return run
+
+
+def divergence(tiny_model, engine):
+    """Mean KL of the engine's next-token distributions from transformers', nats."""
+    tokens = np.random.default_rng(0).integers(3, 120, 80).astype(np.int32)
+    reference = torch.log_softmax(tiny_model.logits(tokens.tolist()), -1)
+    found = torch.log_softmax(torch.from_numpy(Scorer(engine).logits(tokens)), -1)
+    return float((reference.exp() * (reference - found)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama-yarn", "qwen3", "qwen2", "mistral", "phi3", "granite"])
+def test_families_without_segments(build, tiny, family):
+    engine, report = build(family)
+    assert not report.segments
+    assert divergence(tiny(family), engine) < 0.01
+
+
+@pytest.mark.parametrize("family", ["olmo2", "starcoder2"])
+def test_what_has_no_kernel_runs_in_onnx_runtime(build, tiny, family):
+    engine, report = build(family)
+    assert report.segments and list((engine / "segments").glob("*.onnx"))
+    assert divergence(tiny(family), engine) < 0.01
+
+
+def test_a_second_build_runs_nothing(build):
+    build("qwen3")
+    _, report = build("qwen3", why=True)
+    assert not [stage for stage in report.stages if stage.ran]
+    assert "cached" in report.text()
+
+
+def test_only_what_depends_on_a_changed_line_is_built_again(build):
+    build("qwen3")
+    _, report = build("qwen3", "precision.lm_head=int8")
+    ran = [stage for stage in report.stages if stage.ran]
+    assert {stage.kind for stage in ran} == {"objects", "kernels", "weights"}
+    assert [stage.subject.split()[-1] for stage in ran if stage.kind == "weights"] == ["linear_int8"]
+    assert all("int8" in stage.subject for stage in ran if stage.kind == "objects")
+
+
+def test_a_dry_run_builds_nothing(build):
+    engine, report = build("llama", dry_run=True)
+    assert not engine.exists()
+    assert report.prediction.batch_1 > 0 and report.memory.kv_tokens >= 4 * 96
+    assert "would be built" in report.text() and json.dumps(report.to_json())
+
+
+def test_a_moved_engine_loads(build, tiny, tmp_path):
+    engine, _ = build("qwen3")
+    shutil.move(engine, tmp_path / "elsewhere")
+    assert divergence(tiny("qwen3"), tmp_path / "elsewhere") < 0.01
+
+
+def damaged_copy(engine, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(engine, copy)
+    weight = max((copy / "weights").iterdir(), key=lambda path: path.stat().st_size)
+    weight.chmod(0o644)
+    data = bytearray(weight.read_bytes())
+    weight.write_bytes(damage(data))
+    return copy
+
+
+def flip_a_bit(data):
+    data[len(data) // 2] ^= 1
+    return data
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda data: data[:-1]])
+def test_a_damaged_engine_is_refused_in_one_sentence(build, tmp_path, damage):
+    engine, _ = build("qwen3")
+    with pytest.raises(EngineError) as refused:
+        Scorer(damaged_copy(engine, tmp_path, damage))
+    assert "\n" not in str(refused.value) and "build it again" in str(refused.value)
+
+
+def test_a_damaged_cache_entry_is_made_again(build, tiny, cache):
+    build("llama-linear")
+    victim = max((cache / "weights").rglob("weight.bin"), key=lambda path: path.stat().st_mtime)
+    data = victim.read_bytes()
+    victim.unlink()
+    victim.write_bytes(bytes(flip_a_bit(bytearray(data))))
+    engine, report = build("llama-linear", out="again")
+    assert [stage.kind for stage in report.stages if stage.ran] == ["weights"]
+    assert divergence(tiny("llama-linear"), engine) < 0.01
+
+
+def test_a_failed_check_publishes_nothing(build, tmp_path):
+    with pytest.raises(UserError, match="misses its accuracy"):
+        build("llama", "verify.when=always", "verify.kl=1e-12", out="never")
+    assert not [path.name for path in tmp_path.iterdir() if "never" in path.name]
+
+
+def test_every_isa_builds(build):
+    for isa in ("avx2", "avx512"):
+        engine, _ = build("llama", f"cpu.isa={isa}", out=isa)
+        assert Manifest.read(engine).target.isa == isa
