@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace slipway {
 namespace {
@@ -70,15 +71,38 @@ void KvCache::publish(KvLease& lease, std::span<const int32_t> tokens, int64_t n
     const RadixCache::Place place = place_of(lease, i);
     const auto values = tokens.subspan(i * size, size);
     if (const auto theirs = radix_.find(place, values)) {
-      if (pool_.references(*theirs) == 0) radix_.set_referenced(*theirs, true);
-      pool_.retain(*theirs);
-      let_go(lease.blocks[i]);
-      lease.blocks[i] = *theirs;
+      swap_next(lease, *theirs);
     } else {
       radix_.insert(place, values, lease.blocks[i]);
+      ++lease.num_published;
     }
-    lease.num_published = static_cast<int32_t>(i) + 1;
   }
+}
+
+int32_t KvCache::adopt(KvLease& lease, std::span<const int32_t> tokens) {
+  const auto size = static_cast<size_t>(block_size_);
+  for (auto i = static_cast<size_t>(lease.num_published); (i + 1) * size < tokens.size(); ++i) {
+    const auto theirs = radix_.find(place_of(lease, i), tokens.subspan(i * size, size));
+    if (!theirs) break;
+    swap_next(lease, *theirs);
+  }
+  return lease.num_published * block_size_;
+}
+
+void KvCache::swap_next(KvLease& lease, int32_t theirs) {
+  int32_t& mine = lease.blocks[static_cast<size_t>(lease.num_published++)];
+  if (pool_.references(theirs) == 0) radix_.set_referenced(theirs, true);
+  pool_.retain(theirs);
+  let_go(std::exchange(mine, theirs));
+}
+
+std::vector<uint64_t> KvCache::unpublished_keys(const KvLease& lease, std::span<const int32_t> tokens, int64_t end) const {
+  std::vector<uint64_t> keys;
+  const auto size = static_cast<size_t>(block_size_);
+  auto i = static_cast<size_t>(lease.num_published);
+  uint64_t key = radix_.key_before(place_of(lease, i));
+  for (; (i + 1) * size <= static_cast<size_t>(end); ++i) keys.push_back(key = RadixCache::key_after(key, tokens.subspan(i * size, size)));
+  return keys;
 }
 
 void KvCache::release(KvLease& lease) {

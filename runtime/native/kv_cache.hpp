@@ -41,6 +41,11 @@ class KvCache {
   int32_t acquire(KvLease& lease, std::span<const int32_t> tokens, uint64_t salt);
   // Room for num_tokens in all; false, and nothing changed, if there are too few blocks.
   bool grow(KvLease& lease, int64_t num_tokens);
+  // Blocks behind the published ones that others have published since acquire() take the place of the lease's own, as long as
+  // the last token stays to be computed. Returns the number of published tokens.
+  int32_t adopt(KvLease& lease, std::span<const int32_t> tokens);
+  // Keys of the prefixes that end in the full blocks behind the published ones, up to tokens[0, end).
+  std::vector<uint64_t> unpublished_keys(const KvLease& lease, std::span<const int32_t> tokens, int64_t end) const;
   // The blocks that tokens[0, num_computed) fill go to the tree. Where the tree has such a block already, the lease changes to
   // that one and its own becomes free: only between steps.
   void publish(KvLease& lease, std::span<const int32_t> tokens, int64_t num_computed);
@@ -54,6 +59,7 @@ class KvCache {
  private:
   int32_t take();
   std::vector<int32_t> match(std::span<const int32_t> tokens, uint64_t salt) const;
+  void swap_next(KvLease& lease, int32_t theirs);
   void let_go(int32_t block);
 
   int32_t block_size_;

@@ -26,14 +26,16 @@ std::span<const int32_t> RadixCache::tokens(int32_t block) const {
   return std::span(tokens_).subspan(static_cast<size_t>(block) * block_size_, block_size_);
 }
 
-uint64_t RadixCache::hash(Place place, std::span<const int32_t> tokens) const {
-  uint64_t hash = place.parent ? node(*place.parent).hash : mix(0, place.salt);
-  for (const int32_t token : tokens) hash = mix(hash, static_cast<uint32_t>(token));
-  return hash;
+uint64_t RadixCache::key_before(Place place) const { return place.parent ? node(*place.parent).key : mix(0, place.salt); }
+
+uint64_t RadixCache::key_after(uint64_t before, std::span<const int32_t> tokens) {
+  uint64_t key = before;
+  for (const int32_t token : tokens) key = mix(key, static_cast<uint32_t>(token));
+  return key;
 }
 
 std::optional<int32_t> RadixCache::find(Place place, std::span<const int32_t> tokens) const {
-  const auto [begin, end] = children_.equal_range(hash(place, tokens));
+  const auto [begin, end] = children_.equal_range(key_after(key_before(place), tokens));
   const auto found = std::find_if(begin, end, [&](const auto& entry) {
     const Place& at = node(entry.second).place;
     return at.salt == place.salt && at.parent == place.parent && std::ranges::equal(this->tokens(entry.second), tokens);
@@ -42,8 +44,8 @@ std::optional<int32_t> RadixCache::find(Place place, std::span<const int32_t> to
 }
 
 void RadixCache::insert(Place place, std::span<const int32_t> tokens, int32_t block) {
-  const uint64_t key = hash(place, tokens);
-  node(block) = {.hash = key, .place = place, .present = true, .referenced = true};
+  const uint64_t key = key_after(key_before(place), tokens);
+  node(block) = {.key = key, .place = place, .present = true, .referenced = true};
   std::ranges::copy(tokens, tokens_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(block) * block_size_));
   children_.emplace(key, block);
   if (place.parent) ++node(*place.parent).num_children;
@@ -73,7 +75,7 @@ void RadixCache::remove(int32_t block) {
   const Node at = std::exchange(node(block), {});
   evictable_.erase({at.last_used, block});
   --num_unreferenced_;
-  const auto [begin, end] = children_.equal_range(at.hash);
+  const auto [begin, end] = children_.equal_range(at.key);
   children_.erase(std::find_if(begin, end, [block](const auto& entry) { return entry.second == block; }));
   if (!at.place.parent) return;
   Node& parent = node(*at.place.parent);

@@ -24,6 +24,10 @@ class RadixCache {
 
   RadixCache(int32_t num_blocks, int32_t block_size);
 
+  // A block's key stands for all tokens up to its end: it follows from the key before it. Equal keys may, rarely, lie.
+  uint64_t key_before(Place place) const;
+  static uint64_t key_after(uint64_t before, std::span<const int32_t> tokens);
+
   std::optional<int32_t> find(Place place, std::span<const int32_t> tokens) const;  // tokens: exactly one block
   void insert(Place place, std::span<const int32_t> tokens, int32_t block);         // referenced; must not be there yet
   void set_referenced(int32_t block, bool referenced);  // a block's first reference has come, or its last has gone
@@ -37,7 +41,7 @@ class RadixCache {
 
  private:
   struct Node {
-    uint64_t hash = 0;
+    uint64_t key = 0;
     uint64_t last_used = 0;
     Place place{};
     int32_t num_children = 0;
@@ -48,14 +52,13 @@ class RadixCache {
   const Node& node(int32_t block) const { return nodes_[static_cast<size_t>(block)]; }
   Node& node(int32_t block) { return nodes_[static_cast<size_t>(block)]; }
   std::span<const int32_t> tokens(int32_t block) const;
-  uint64_t hash(Place place, std::span<const int32_t> tokens) const;
   bool is_evictable(const Node& node) const { return node.present && !node.referenced && node.num_children == 0; }
   void remove(int32_t block);
 
   size_t block_size_;
   std::vector<Node> nodes_;        // [num_blocks]
   std::vector<int32_t> tokens_;    // [num_blocks, block_size]
-  std::unordered_multimap<uint64_t, int32_t> children_;  // hash of (parent, tokens) -> node
+  std::unordered_multimap<uint64_t, int32_t> children_;  // key -> node
   std::set<std::pair<uint64_t, int32_t>> evictable_;     // (last_used, node): unreferenced leaves
   uint64_t clock_ = 0;
   int32_t num_unreferenced_ = 0;

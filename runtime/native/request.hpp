@@ -40,7 +40,7 @@ const char* name(FinishReason reason);
 struct Metrics {
   double arrival_s = 0;
   std::optional<double> first_scheduled_s, first_token_s, finished_s;
-  int32_t prompt_tokens = 0, cached_tokens = 0;  // cached: when first scheduled
+  int32_t prompt_tokens = 0, cached_tokens = 0;  // cached: found computed, before any preemption
   int32_t output_tokens = 0;
   int32_t drafted_tokens = 0, accepted_tokens = 0;
   int32_t preemptions = 0;

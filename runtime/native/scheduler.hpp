@@ -9,7 +9,7 @@
 // A step: running decodes one token each; draft tokens for those that want them, unless more than
 // speculation_max_sequences run; prefill chunks with what is left of the budget. A sequence holds blocks for all its known
 // tokens from admission on. Preemption gives its blocks up (the full ones stay in the tree until evicted) and
-// computes again later; tokens already drawn are kept. A waiting sequence takes the place of running ones that rank
+// computes again later; tokens already drawn are kept. A prefix that several have in common is computed once. A waiting sequence takes the place of running ones that rank
 // behind it if that is enough to let it run.
 //
 // Draws depend on (seed, sequence index, output position) and logits alone, never on the schedule. Draft tokens
@@ -53,7 +53,7 @@ struct SchedulerStats {
   int32_t free_blocks = 0, cached_blocks = 0, owned_blocks = 0;
   // Since the start.
   int64_t steps = 0, tokens_computed = 0, tokens_generated = 0;
-  int64_t prompt_tokens = 0, cached_tokens = 0;      // of sequences when first scheduled
+  int64_t prompt_tokens = 0, cached_tokens = 0;      // of sequences before their first preemption
   int64_t drafted_tokens = 0, accepted_tokens = 0;
   int64_t preemptions = 0, refused_requests = 0, finished_requests = 0;
 };
@@ -110,6 +110,7 @@ class Scheduler {
   void add_decodes();
   void add_drafts(Sequence& sequence, int64_t spare);
   void add_prefills();
+  void adopt_published(Sequence& sequence);
 
   // Its end: scheduler_commit.cpp.
   void commit_slot(const StepBatch::Slot& slot, std::span<Sampled> sampled, double now_s);

@@ -1,6 +1,7 @@
 // What goes into the next step.
 #include <algorithm>
 #include <stdexcept>
+#include <unordered_set>
 
 #include "scheduler.hpp"
 #include "sequence.hpp"
@@ -83,14 +84,32 @@ void Scheduler::add_drafts(Sequence& sequence, int64_t spare) {
   totals_.drafted_tokens += count;
 }
 
+// A prefix that several sequences have in common is computed by the first; the others adopt its blocks a step later.
 void Scheduler::add_prefills() {
+  std::unordered_set<uint64_t> under_way;
   for (Sequence* sequence : running_) {
     if (sequence->in_step) continue;
+    adopt_published(*sequence);
+    const int64_t next_block = int64_t{sequence->lease.num_published + 1} * config_.block_size;
+    const auto next = kv_.unpublished_keys(sequence->lease, sequence->tokens, std::min<int64_t>(next_block, sequence->num_known() - 1));
+    if (!next.empty() && under_way.contains(next.front())) continue;
     int32_t chunk = std::min(sequence->num_uncomputed(), config_.max_batch_tokens - step_.num_tokens());
     const bool last = chunk == sequence->num_uncomputed();
     if (last && step_.num_rows() >= config_.max_logit_rows) --chunk;  // its last token waits for a free logit row
-    if (chunk > 0) step_.append(*sequence, chunk);
+    if (chunk <= 0) continue;
+    step_.append(*sequence, chunk);
+    const auto keys = kv_.unpublished_keys(sequence->lease, sequence->tokens, sequence->num_computed + chunk);
+    under_way.insert(keys.begin(), keys.end());
   }
+}
+
+void Scheduler::adopt_published(Sequence& sequence) {
+  const int32_t gained = kv_.adopt(sequence.lease, sequence.tokens) - sequence.num_computed;
+  if (gained <= 0) return;
+  sequence.num_computed += gained;
+  if (sequence.metrics.preemptions > 0) return;
+  sequence.metrics.cached_tokens += gained;
+  totals_.cached_tokens += gained;
 }
 
 }  // namespace slipway

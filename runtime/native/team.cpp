@@ -1,8 +1,24 @@
 #include "team.hpp"
 
 #include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
 
 namespace slipway {
+
+// Two spinning threads on one core take turns while another core idles, and the kernel is slow to see it: a team that has
+// all cores to itself takes one each. A smaller team leaves the choice to the kernel, for others may be there.
+void keep_own_core(int32_t rank, int32_t size) {
+  cpu_set_t usable;
+  if (sched_getaffinity(getpid(), sizeof usable, &usable) != 0 || CPU_COUNT(&usable) != size) return;
+  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &usable) || seen++ != rank) continue;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    pthread_setaffinity_np(pthread_self(), sizeof own, &own);
+  }
+}
 
 Team::Team(int32_t size) : size_(size) {
   workers_.reserve(static_cast<size_t>(size - 1));
@@ -27,6 +43,7 @@ void Team::start(Function function, const void* job) {
 
 void Team::work(int32_t rank) {
   pthread_setname_np(pthread_self(), "slipway-worker");
+  keep_own_core(rank, size_);
   for (uint32_t seen = 0;;) {
     seen = next_round(seen);
     if (stopping_) return;

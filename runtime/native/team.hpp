@@ -13,6 +13,9 @@
 
 namespace slipway {
 
+// Binds the calling thread to a core of its own if the team has as many threads as the process has cores.
+void keep_own_core(int32_t rank, int32_t size);
+
 class Team {
  public:
   static constexpr std::chrono::microseconds spin_time{150};

@@ -156,6 +156,15 @@ def test_prefixes_are_shared_within_a_salt():
     assert [engine.metrics[id, 0].cached_tokens for id in range(3)] == [0, 12, 0]
 
 
+def test_a_prefix_that_arrives_many_times_at_once_is_computed_once():
+    engine = Engine(max_batch_tokens=64)
+    for id in range(4):
+        engine.add(id, [1, 2, 3] * 5 + [4 + id], params(max_tokens=1))
+    engine.run()
+    assert [len(step["token_ids"]) for step in engine.steps] == [16, 3 * 4]
+    assert [engine.metrics[id, 0].cached_tokens for id in range(4)] == [0, 12, 12, 12]
+
+
 def test_sequences_of_one_request_share_the_blocks_of_its_prompt():
     engine = Engine()
     engine.add(0, [1, 2, 3] * 5, params(n=3, max_tokens=5, temperature=1.0, ignore_eos=True, seed=11))

@@ -75,12 +75,15 @@ void store_sums(std::byte* c) {
   }
 }
 
-// One k step. a1: the second row tile, used if row_tiles is 2; b: two column tiles, `b_stride` bytes apart.
-template <class Weights, int row_tiles, int b_stride = 1024>
-void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b) {
+// One k step. a1: the second row tile, used if row_tiles is 2; b: two column tiles, `b_stride` bytes apart. fetch(column tile)
+// asks for memory that later steps need; in two parts, since a burst of requests holds up the loads behind it.
+template <class Weights, int row_tiles, int b_stride = 1024, class Fetch>
+void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b, Fetch fetch) {
+  fetch(0);
   _tile_loadd(6, b, 64);
   _tile_loadd(4, a0, 64);
   multiply_00<Weights>();
+  fetch(1);
   _tile_loadd(7, b + b_stride, 64);
   multiply_01<Weights>();
   if constexpr (row_tiles == 2) {
@@ -130,9 +133,9 @@ void run_amx_stream(const Call& call, const float* bias) {
     output.expect(0, call.rows, index);
     clear_sums<row_tiles>();
     for (int64_t step = 0; step < P::blocks; ++step) {
-      ahead.at(step * 2048, 2048);
       const std::byte* a = rows.tiles + step * 1024;
-      multiply_step<typename P::Weights, row_tiles>(a, a + Rows::tile_row_bytes, panel + step * 2048);
+      multiply_step<typename P::Weights, row_tiles>(a, a + Rows::tile_row_bytes, panel + step * 2048,
+                                                    [&](int tile) { ahead.at(step * 2048 + tile * 1024, 1024); });
     }
     store_sums<row_tiles>(sums);
     for (int tile = 0; tile < row_tiles; ++tile) finish_tile<P>(call, rows, tile, sums + tile * sums_tile_bytes, index, output);

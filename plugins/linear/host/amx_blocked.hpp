@@ -152,8 +152,10 @@ class BlockedLinear {
       load_sums<row_tiles>(c);
     }
     for (int64_t step = 0; step < steps; ++step) {
-      for (int64_t line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-      multiply_step<TileWeights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048);
+      const auto fetch = [&](int tile) {
+        for (int64_t line = tile; line < lines; line += 2, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+      };
+      multiply_step<TileWeights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048, fetch);
     }
     store_sums<row_tiles>(c);
   }

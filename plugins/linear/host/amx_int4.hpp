@@ -55,7 +55,7 @@ class Int4Panel {
     clear_sums<row_tiles>();
     for (int step = 0; step < steps; ++step)
       multiply_step<Weights, row_tiles, b_bytes>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024,
-                                                 codes_[group % 2] + step * 2 * b_bytes);
+                                                 codes_[group % 2] + step * 2 * b_bytes, [](int) {});
     if (tile == 0 && group + 1 < P::blocks) spread(group + 1);
     if (group + tile) fold();
     store_sums<row_tiles>(sums_);

@@ -110,7 +110,7 @@ inline void prefetch(const std::byte* at, int64_t bytes) {
 
 // The memory that a front-to-back reader of one panel, then of another, should ask for now.
 struct Ahead {
-  static constexpr int64_t distance = 1024;
+  static constexpr int64_t distance = 2048;
   const std::byte *panel, *following;
   int64_t bytes;
   void at(int64_t offset, int64_t count) const {
