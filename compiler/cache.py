@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 
-def digest(data: bytes | str) -> str:
+def digest(data: bytes | memoryview | str) -> str:
     """128-bit content hash, 32 hex digits; of a text, its UTF-8 bytes."""
     return xxhash.xxh3_128_hexdigest(data.encode() if isinstance(data, str) else data)
 

@@ -1,4 +1,7 @@
 // The limits a step cannot pass: reading memory, and multiplying what already lies in registers.
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -18,6 +21,19 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr int64_t kMultiplyRounds = 200'000;  // of `multiply`: some 30 ms
 
+// Two spinning threads on one core would halve what is measured: each thread takes the next core there is.
+void take_core(int number) {
+  cpu_set_t usable, own;
+  if (sched_getaffinity(getpid(), sizeof usable, &usable) != 0) return;
+  number %= CPU_COUNT(&usable);
+  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &usable) || seen++ != number) continue;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    pthread_setaffinity_np(pthread_self(), sizeof own, &own);
+  }
+}
+
 // Seconds between the moment all threads are ready and the moment the last is done.
 double time_team(int threads, const std::function<void(int)>& work) {
   std::atomic<int> ready{0};
@@ -25,6 +41,7 @@ double time_team(int threads, const std::function<void(int)>& work) {
   std::vector<std::thread> team;
   for (int t = 0; t < threads; ++t) {
     team.emplace_back([&, t] {
+      take_core(t);
       ready.fetch_add(1);
       while (!go.load()) _mm_pause();
       work(t);
@@ -95,7 +112,8 @@ void multiply(int64_t rounds) {
 // Bytes a second, each thread reading `bytes_per_thread` of its own; the best of `rounds`.
 extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
   std::vector<std::unique_ptr<std::byte, decltype(&free)>> memory;
-  for (int t = 0; t < threads; ++t) memory.emplace_back(static_cast<std::byte*>(aligned_alloc(4096, bytes_per_thread)), &free);
+  for (int t = 0; t < threads; ++t) memory.emplace_back(static_cast<std::byte*>(aligned_alloc(1 << 21, bytes_per_thread)), &free);
+  for (auto& part : memory) madvise(part.get(), bytes_per_thread, MADV_HUGEPAGE);
   time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
   std::atomic<uint64_t> sink{0};
   double best = 0;

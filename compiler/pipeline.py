@@ -206,7 +206,7 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
         target=manifest.Target(job.target.kind, job.target.isa, CPU_ISAS[job.target.isa][0]),
         limits=job.limits,
         plan=plan,
-        files={str(p.relative_to(draft)): manifest.hash_file(p) for p in sorted(draft.rglob("*")) if p.is_file()},
+        files=_files(draft, packed),
         tokenizer=tokenizer,
         deterministic=job.recipe.runtime.deterministic,
         default_sampling=tokenizer_files.default_sampling(job.checkpoint, job.recipe.sampling.model_dump()),
@@ -216,6 +216,13 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
     )
     described.write(draft)
     return described
+
+
+def _files(draft: pathlib.Path, packed: dict[tuple, PackedFile]) -> dict[str, manifest.File]:
+    """Every file by its path in the draft; what packing has hashed is not read again."""
+    weights = {f"weights/{file.digest}.bin": manifest.File(file.bytes, file.digest) for file in packed.values()}
+    others = sorted(path for path in draft.rglob("*") if path.is_file() and path.parent.name != "weights")
+    return weights | {str(path.relative_to(draft)): manifest.hash_file(path) for path in others}
 
 
 def _write_explanation(plan: manifest.Plan, draft: pathlib.Path) -> None:

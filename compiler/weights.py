@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -75,13 +77,28 @@ def _pack(graph: Graph, weight: PackedWeight, tensors: Mapping[str, torch.Tensor
     def make(folder: pathlib.Path) -> None:
         folder.mkdir()
         values = weight.pack(*(graph.evaluate(node, tensors) for node in weight.nodes))
-        values.tofile(folder / "weight.bin")
-        (folder / "weight.bin").chmod(0o444)
-        (folder / "digest").write_text(file_digest(folder / "weight.bin"))
+        _write(values, folder / "weight.bin")
+        (folder / "digest").write_text(digest(values.data))
 
     entry = cache.fetch("weights", f"{name} {weight.key}", parts, make)
     if file_digest(entry / "weight.bin") != (entry / "digest").read_text():
         cache.forget("weights", parts)
         entry = cache.fetch("weights", f"{name} {weight.key}", parts, make)
     path = entry / "weight.bin"
+    _leave_page_cache(path)
     return PackedFile(name, path, (entry / "digest").read_text(), path.stat().st_size)
+
+
+def _write(values: np.ndarray, path: pathlib.Path) -> None:
+    """Read-only, and on the disk: only then can the page cache let go of it."""
+    with open(path, "wb") as file:
+        file.write(values.data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+
+
+def _leave_page_cache(path: pathlib.Path) -> None:
+    """Pages that came by writing or reading are small; the runtime's mapping brings them back as huge ones."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -8,9 +8,9 @@
 //
 // A step: running decodes one token each; draft tokens for those that want them, unless more than
 // speculation_max_sequences run; prefill chunks with what is left of the budget. A sequence holds blocks for all its known
-// tokens from admission on. Preemption gives its blocks up (the full ones stay in the tree until evicted) and
-// computes again later; tokens already drawn are kept. A prefix that several have in common is computed once. A waiting sequence takes the place of running ones that rank
-// behind it if that is enough to let it run.
+// tokens from admission on. A prefix that several have in common is computed once. Preemption gives a sequence's blocks up
+// (the full ones stay in the tree until evicted) and computes again later; tokens already drawn are kept. A waiting
+// sequence takes the place of running ones that rank behind it if that is enough to let it run.
 //
 // Draws depend on (seed, sequence index, output position) and logits alone, never on the schedule. Draft tokens
 // are accepted while they equal the token drawn from the target's own row.

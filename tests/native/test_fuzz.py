@@ -36,6 +36,8 @@ def compile_fuzz(folder: pathlib.Path) -> pathlib.Path:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         commands = [[compiler, *FLAGS, *includes, "-c", str(source), "-o", str(result)] for source, result in zip(sources, objects, strict=True)]
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+    for old in folder.glob("fuzz_scheduler-*"):
+        old.unlink()
     unfinished = executable.with_suffix(".unfinished")
     subprocess.run([compiler, *FLAGS, *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.rename(executable)

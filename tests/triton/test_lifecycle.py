@@ -13,7 +13,8 @@ from slipway.compiler.triton_repository import Serving, write_repository
 from slipway.runtime.errors import EngineError
 from slipway.runtime.triton.server import Server
 
-LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
+SOME = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
+LONG = {"n": 16, "max_tokens": 1900, "ignore_eos": True}  # seconds, on any machine
 
 
 def assert_nothing_left(server):
@@ -56,7 +57,7 @@ def test_load_and_unload(repository):
 
 def test_unload_lets_requests_finish(repository):
     with Server(repository, explicit=True, load_models=("demo",)) as server:
-        with Stream(server, "demo", vllm_inputs(**LONG)) as stream:
+        with Stream(server, "demo", vllm_inputs(**SOME)) as stream:
             responses = iter(stream)
             next(responses)
             client = grpc.InferenceServerClient(server.grpc)
@@ -68,7 +69,7 @@ def test_unload_lets_requests_finish(repository):
 
 def test_stop_under_load_lets_requests_finish(repository):
     with Server(repository, drain_s=20) as server:
-        streams = [Stream(server, "demo", vllm_inputs(**LONG)) for _ in range(16)]
+        streams = [Stream(server, "demo", vllm_inputs(**SOME)) for _ in range(16)]
         texts = [next(iter(stream))["text_output"].flat[0] for stream in streams]
         stopping = threading.Thread(target=server.stop)
         stopping.start()
@@ -83,7 +84,7 @@ def test_stop_under_load_lets_requests_finish(repository):
 def test_stop_ends_requests_that_do_not_finish_in_time(repository, monkeypatch):
     monkeypatch.setattr("slipway.runtime.triton.server.EXIT_GRACE_S", 0)
     with Server(repository, drain_s=0) as server:
-        streams = [Stream(server, "demo", vllm_inputs(n=8, **LONG)) for _ in range(8)]
+        streams = [Stream(server, "demo", vllm_inputs(**LONG)) for _ in range(8)]
         for stream in streams:
             next(iter(stream))
         server.stop()

@@ -9,7 +9,7 @@ from clients import Stream, complete, generate, metric, open_generate, together,
 from tritonclient.utils import InferenceServerException
 
 GREEDY = {"temperature": 0, "max_tokens": 24}
-LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
+LONG = {"n": 16, "max_tokens": 1900, "ignore_eos": True}  # seconds, on any machine
 
 
 @pytest.fixture(scope="module")
@@ -143,42 +143,47 @@ def test_bad_requests_do_not_disturb_a_good_one(server, greedy):
     assert together([lambda: complete(server, "demo", vllm_inputs(**GREEDY)), *bad])[0] == greedy
 
 
-def is_idle(server, model="demo"):
-    return metric(server, "slipway_sequences_running", model) == 0
+@pytest.fixture
+def cancelled(server):
+    """Waits until one request more than before has been cancelled and nothing runs."""
+    names = ("slipway_requests_cancelled_total", "slipway_sequences_running")
+    before = {model: metric(server, names[0], model) or 0 for model in ("demo", "ensemble")}
+
+    def wait(model):
+        wait_for(lambda: metric(server, names[0], model) == before[model] + 1, "the request is cancelled")
+        assert metric(server, names[1], model) == 0
+
+    return wait
 
 
-def is_busy(server, model="demo"):
-    return (metric(server, "slipway_sequences_running", model) or 0) > 0
-
-
-def test_a_grpc_client_that_leaves_frees_the_engine(server):
+def test_a_grpc_client_that_leaves_frees_the_engine(server, cancelled):
     stream = Stream(server, "demo", vllm_inputs(**LONG))
     next(iter(stream))
-    wait_for(lambda: is_busy(server), "the engine runs the request")
     stream.close(cancel=True)
-    wait_for(lambda: is_idle(server), "the request is cancelled")
+    cancelled("demo")
 
 
-@pytest.mark.parametrize("model", ["demo", "ensemble"])
-def test_an_http_client_that_leaves_frees_the_engine(server, model):
-    body = {"text_input": "def ", "stream": True, **(LONG if model == "demo" else {"max_tokens": 400, "end_id": -1})}
-    connection, response = open_generate(server, model, body, stream=True)
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [("demo", LONG), ("ensemble", {"max_tokens": 1900, "end_id": -1, "num_return_sequences": 16})],
+)
+def test_an_http_client_that_leaves_frees_the_engine(server, cancelled, model, body):
+    connection, response = open_generate(server, model, {"text_input": "def ", "stream": True, **body}, stream=True)
     assert response.readline().startswith(b"data: ")
-    wait_for(lambda: is_busy(server, model), "the engine runs the request")
     response.close()
     connection.close()
-    wait_for(lambda: is_idle(server, model), "the request is cancelled")
+    cancelled(model)
 
 
 def test_a_tensorrt_llm_client_stops_its_request_by_id(server):
-    inputs = {"input_ids": [[5]], "input_lengths": [[1]], "request_output_len": [[400]], "end_id": [[-1]]}
-    with Stream(server, "tensorrt_llm", inputs | {"streaming": [[True]]}, request_id="7") as stream:
+    inputs = {"input_ids": [[5]], "input_lengths": [[1]], "request_output_len": [[1900]], "end_id": [[-1]]}
+    asked = inputs | {"streaming": [[True]], "num_return_sequences": [[16]]}
+    with Stream(server, "tensorrt_llm", asked, request_id="7") as stream:
         responses = iter(stream)
         next(responses)
         with Stream(server, "tensorrt_llm", inputs | {"stop": [[True]]}, request_id="7") as stop:
             list(stop)
-        count = sum(response["output_ids"].size for response in responses)
-    assert count < 390
+        assert sum(response["output_ids"].size for response in responses) < 16 * 1800
 
 
 def test_metrics(server, greedy):
