@@ -1,6 +1,6 @@
 // Vectorised passes over one row of logits.
 //
-// A row is cut into chunks of 1024 logits; within a chunk, logits whose index is equal modulo 16 form a group. The maxima of the
+// A row is cut into chunks of 1024 logits; within a chunk, logits whose index is equal modulo 8 form a group. The maxima of the
 // groups bound the best logits from below: the k-th largest group maximum is at most the k-th largest logit. So a
 // threshold for the best k costs a selection among groups, and only chunks that reach it are read again.
 #pragma once
@@ -11,7 +11,7 @@
 
 namespace slipway {
 
-inline constexpr size_t row_lanes = 16, row_chunk = 1024;
+inline constexpr size_t row_lanes = 8, row_chunk = 1024;
 
 struct RowScan {
   std::vector<float> group_max;  // [chunks, row_lanes]

@@ -41,7 +41,7 @@ void with_team(int threads, Body body) {
 
 // Calls `kernel` `rounds` times; round r uses weights[r * weights_per_round, ...) and its time goes to seconds[r].
 // `call` gives everything but rank, size, barrier, tickets, weights and local. Returns 0, or 1 if the system denies AMX.
-extern "C" int driver_run(Kernel kernel, const Call* call, int threads, std::byte* const* locals, int rounds,
+extern "C" [[gnu::visibility("default")]] int driver_run(Kernel kernel, const Call* call, int threads, std::byte* const* locals, int rounds,
                           const std::byte* const* weights, int weights_per_round, double* seconds) {
   static const bool allowed = allow_tiles();
   if (!allowed) return 1;
@@ -69,7 +69,7 @@ extern "C" int driver_run(Kernel kernel, const Call* call, int threads, std::byt
 }
 
 // Seconds that `threads` threads need to read `bytes` once, each its own part front to back.
-extern "C" double driver_read(const std::byte* data, int64_t bytes, int threads) {
+extern "C" [[gnu::visibility("default")]] double driver_read(const std::byte* data, int64_t bytes, int threads) {
   Barrier barrier;
   double seconds = 0;
   with_team(threads, [&](int rank) {

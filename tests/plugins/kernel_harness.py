@@ -16,6 +16,7 @@ import torch
 
 import slipway.plugins.plugin as plugin_module
 from slipway.compiler import env
+from slipway.compiler.kernels import COMMON_FLAGS
 from slipway.compiler.target import CPU_ISAS, Target, host_flags
 from slipway.plugins.plugin import Size
 
@@ -58,7 +59,7 @@ class Call(ctypes.Structure):
 
 def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
     """A shared object of `source` and the driver; compiled once for the same source, headers, flags and compiler."""
-    flags = ["-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", *CPU_ISAS[target.isa][1]]
+    flags = [*COMMON_FLAGS, "-shared", "-pthread", "-Wall", "-Wextra", *CPU_ISAS[target.isa][1]]
     headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER]))
     digest = hashlib.sha256("\0".join([env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
     library = CACHE / f"{digest.hexdigest()[:24]}.so"

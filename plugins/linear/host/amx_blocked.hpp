@@ -29,7 +29,9 @@ struct DecodedPanels {
   // step and steps: whole groups, except that the last group may reach beyond.
   const std::byte* tiles(const Call& call, int64_t panel, int64_t step, int64_t steps) const {
     const std::byte* block = P::panel(call, panel) + step / steps_per_block * Weights::block_bytes;
-    for (int64_t done = 0; done < steps; done += steps_per_block, block += Weights::block_bytes) decode(block, buffer + done * 2048);
+    for (int64_t done = 0; done < steps; done += steps_per_block, block += Weights::block_bytes) {
+      decode(block, buffer + done * 2048);
+    }
     asm volatile("" ::: "memory");
     return buffer;
   }
