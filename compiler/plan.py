@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch.fx import Node
 
-from slipway.compiler.arena import Lifetime, align, place
+from slipway.compiler.arena import ALIGNMENT, Lifetime, align, place
 from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.ops import op_name
@@ -18,6 +18,7 @@ from slipway.plugins.plugin import Kernel, PackedWeight, Size
 from slipway.runtime import manifest
 
 F32 = torch.float32
+PAGE = 4096
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 VIEWS = ("aten::slice", "aten::split", "aten::split_with_sizes", "aten::chunk")
 # inputs that carry the residual stream, kept in float32: op -> argument positions
@@ -244,7 +245,9 @@ def lay_out(planned: PlannedGraph, limits: manifest.Limits) -> tuple[list[manife
 
 
 def row_bytes(planned: PlannedGraph, value: Value) -> int:
-    return align(_columns(value) * planned.storage[value].itemsize)
+    """Rows a multiple of a page apart would all fall into the same few sets of a cache: those get a line more."""
+    size = align(_columns(value) * planned.storage[value].itemsize)
+    return size + ALIGNMENT if size % PAGE == 0 else size
 
 
 def rows_of(value: Value, graph: Graph) -> str:

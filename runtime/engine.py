@@ -121,7 +121,14 @@ class Engine:
 
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         request = self.submit(prompt, sampling, **options)
-        request.listen(lambda: loop.call_soon_threadsafe(ready.set))
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(ready.set)
+            except RuntimeError:  # the loop has ended without its reader: nobody wants the rest
+                request.cancel()
+
+        request.listen(wake)
         ready.set()  # for what came before listen
         try:
             while True:
