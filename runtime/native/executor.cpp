@@ -74,6 +74,10 @@ void Executor::replay(int32_t rank) {
   for (size_t i = 0; i < steps_.size(); ++i) {
     Call& call = calls[i];
     call.rows = steps_[i].logit_rows ? batch_.num_logit_rows : batch_.num_tokens;
+    if (call.rows == 0) {  // a chunk of a prompt wants no logits: nothing behind the gather has work
+      if (timed) step_seconds_[i] = 0;
+      continue;
+    }
     if (steps_[i].kernel)
       steps_[i].kernel(call);
     else if (rank == 0)

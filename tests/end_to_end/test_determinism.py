@@ -46,3 +46,20 @@ def test_a_cached_prefix_changes_nothing(build):
         first, second = (engine.generate([prompt], params)[0] for _ in range(2))
     assert first.cached_tokens == 0 and second.cached_tokens >= 160
     assert outcome(first) == outcome(second)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_prompt_longer_than_a_step(build, precision):
+    """Its first chunks want no logits at all."""
+    engine_dir = build(f"demo-llama/cpu-{precision}", "runtime.deterministic=true", "verify.when=never")
+    prompt = [random.Random(2).randrange(10, 2000) for _ in range(1500)]
+    params = SamplingParams(max_tokens=8, temperature=0, logprobs=2, ignore_eos=True)
+    with Engine.load(engine_dir) as engine:
+        assert engine.manifest.limits.max_batch_tokens < len(prompt)
+        whole = outcome(engine.generate([prompt], params)[0])
+    with Engine.load(engine_dir) as engine:
+        crowd = [engine.submit(prompt[: 100 * i], params) for i in range(1, 8)]
+        among = outcome(engine.submit(prompt, params).result())
+        for request in crowd:
+            request.result()
+    assert whole == among

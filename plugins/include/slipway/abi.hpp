@@ -79,7 +79,7 @@ struct Range {
 
 struct Call {
   const Batch* batch;
-  int32_t rows;                    // rows of this step's outputs: num_tokens, or num_logit_rows after the gather
+  int32_t rows;                    // at least 1, of this step's outputs: num_tokens, or num_logit_rows after the gather
   int32_t rank, size;              // this thread of the team
   Barrier* barrier;                // all `size` threads
   Ticket* tickets;                 // [tickets_per_call] at zero when the kernel starts, shared by the team
