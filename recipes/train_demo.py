@@ -45,6 +45,7 @@ CONFIGS = {
     "demo-llama": LlamaConfig(**SHARED, num_attention_heads=8, num_key_value_heads=4, head_dim=32, tie_word_embeddings=False),
     "demo-qwen3": Qwen3Config(**SHARED, num_attention_heads=8, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True),
 }
+MUON_LEARNING_RATE = {"llama": 0.01, "qwen3": 0.03}  # llama has no norms on q and k: larger updates saturate its attention
 
 
 def documents() -> Iterator[str]:
@@ -133,7 +134,7 @@ def optimizers_of(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if weight not in set(matrices)]
     return [
-        torch.optim.Muon(matrices, lr=0.03, weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE[model.config.model_type], weight_decay=0.01),
         torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

@@ -116,7 +116,7 @@ def test_recorded_perplexity_is_reproduced(name):
 @every_demo
 def test_models_learnt_from_their_text(name):
     recorded = training(name)
-    assert recorded["heldout_perplexity_fp32"]["per_byte"] < 2.65
+    assert recorded["heldout_perplexity_fp32"]["per_byte"] < 2.3
     assert recorded["heldout_perplexity_bf16"] == pytest.approx(recorded["heldout_perplexity_fp32"], rel=0.01)
 
 
@@ -126,13 +126,13 @@ def test_greedy_output_reads_like_python(name):
     assert ":\n        self." in text
 
 
-def test_an_answer_in_chat_is_a_function_and_ends():
-    name = "demo-qwen3"  # the better of the two; demo-llama's answers do not always end
-    messages = [{"role": "user", "content": "close: Close the file."}]
+@every_demo
+def test_an_answer_in_chat_is_a_function_and_ends(name):
+    messages = [{"role": "user", "content": "__len__: Return the number of items."}]
     prompt = tokenizer(name).apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     code, end, rest = completion(name, prompt, 300).partition("<|end|>")
     assert (end, rest) == ("<|end|>", "")
-    assert ast.parse(code).body[0].name == "close"
+    assert ast.parse(code).body[0].name == "__len__"
 
 
 def test_held_out_files_are_no_training_text():
