@@ -2,6 +2,7 @@
 #pragma once
 #include "linear/host/amx_blocked.hpp"
 #include "linear/host/amx_int4.hpp"
+#include "linear/host/amx_stream.hpp"
 #include "linear/host/fma.hpp"
 #include "linear/host/vnni.hpp"
 
@@ -26,9 +27,7 @@ void run(const Call& call) {
   } else {
     using Blocked = BlockedLinear<P, TileRows<P>, StoredPanels<P>>;
     static_assert(private_bytes + Blocked::scratch_bytes <= local_bytes);
-    const int64_t tiles = ceil_div(call.rows, 16 / TileRows<P>::planes);
-    if (tiles == 1) return run_amx_stream<P, 1>(call, bias);
-    if (tiles == 2) return run_amx_stream<P, 2>(call, bias);
+    if (call.rows <= StreamedLinear<P>::max_rows) return StreamedLinear<P>::run(call, bias);
     Blocked::run(call, scratch, bias);
   }
 }

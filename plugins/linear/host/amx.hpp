@@ -96,50 +96,20 @@ void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b,
 template <class P>
 using TileRows = std::conditional_t<P::Weights::integer, FixedRows<P>, Bf16Rows<P>>;
 
-// Outputs of one A tile's rows from their sums; not for int4, whose groups fold on their own.
-template <class P>
-void finish_tile(const Call& call, const TileRows<P>& rows, int64_t tile, const std::byte* sums, int64_t index, const Output<P>& output) {
-  constexpr int rows_per_tile = 16 / TileRows<P>::planes;
-  const int64_t begin = tile * rows_per_tile, end = std::min<int64_t>(begin + rows_per_tile, call.rows);
-  for (int64_t row = begin; row < end; ++row, sums += TileRows<P>::planes * sums_row_bytes) {
-    if constexpr (P::Weights::integer) {
-      const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;
-      const auto finished = [&](int column) {
-        return finish_int8(rows, row, _mm512_load_si512(sums + column), _mm512_load_si512(sums + sums_row_bytes + column),
-                           load(scales + column / 4));
-      };
-      output(row, index, finished(0), finished(64));
-    } else {
-      const float* values = reinterpret_cast<const float*>(sums);
-      output(row, index, load(values), load(values + 16));
-    }
+// A row's outputs of a panel from its sums over all inputs.
+template <class P, class Rows>
+void finish_row(const Call& call, const Rows& rows, int64_t row, const std::byte* sums, int64_t panel, const Output<P>& output) {
+  if constexpr (Rows::planes == 2) {
+    const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + panel * 32;
+    const auto finished = [&](int column) {
+      return finish_int8(rows, row, _mm512_load_si512(sums + column), _mm512_load_si512(sums + sums_row_bytes + column),
+                         load(scales + column / 4));
+    };
+    output(row, panel, finished(0), finished(64));
+  } else {
+    const float* values = reinterpret_cast<const float*>(sums);
+    output(row, panel, load(values), load(values + 16));
   }
-}
-
-// At most two A tiles of rows: each panel streams through once.
-template <class P, int row_tiles>
-void run_amx_stream(const Call& call, const float* bias) {
-  using Rows = TileRows<P>;
-  const int64_t a_rows = call.rows * Rows::planes;
-  configure_tiles(std::min<int64_t>(a_rows, 16), std::max<int64_t>(a_rows - 16, 1));
-  Stream<panel_chunk<P>> stream(call, P::panels);
-  prefetch(P::panel(call, stream.first()), Ahead::distance);
-  const Rows rows = pack_rows<P, Rows>(call);
-  const Output<P> output{call.outputs[0], bias};
-  alignas(64) std::byte sums[row_tiles * sums_tile_bytes];
-  stream.each([&](int64_t index, int64_t following) {
-    const std::byte* panel = P::panel(call, index);
-    const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
-    output.expect(0, call.rows, index);
-    clear_sums<row_tiles>();
-    for (int64_t step = 0; step < P::blocks; ++step) {
-      const std::byte* a = rows.tiles + step * 1024;
-      multiply_step<typename P::Weights, row_tiles>(a, a + Rows::tile_row_bytes, panel + step * 2048,
-                                                    [&](int tile) { ahead.at(step * 2048 + tile * 1024, 1024); });
-    }
-    store_sums<row_tiles>(sums);
-    for (int tile = 0; tile < row_tiles; ++tile) finish_tile<P>(call, rows, tile, sums + tile * sums_tile_bytes, index, output);
-  });
 }
 
 }  // namespace slipway::linear

@@ -163,13 +163,9 @@ class BlockedLinear {
   }
 
   void finish(int64_t tile, const std::byte* sums, int64_t panel) const {
-    if constexpr (Rows::planes == 2) {
-      finish_tile<P>(call_, rows_, tile, sums, panel, output_);
-    } else {
-      const float* values = reinterpret_cast<const float*>(sums);
-      for (int64_t row = tile * 16; row < std::min<int64_t>(tile * 16 + 16, call_.rows); ++row, values += 32)
-        output_(row, panel, load(values), load(values + 16));
-    }
+    const int64_t begin = tile * rows_per_tile, end = std::min(begin + rows_per_tile, int64_t{call_.rows});
+    for (int64_t row = begin; row < end; ++row, sums += Rows::planes * sums_row_bytes)
+      finish_row<P>(call_, rows_, row, sums, panel, output_);
   }
 
   const Call& call_;

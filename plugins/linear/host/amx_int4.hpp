@@ -5,17 +5,17 @@
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
 
-// Codes of the block at `offset` of a panel as B tiles, [k step][2][quads][16][4] bytes.
+// Codes of a block as B tiles, [k step][2][quads][16][4] bytes; meanwhile `next` is fetched.
 template <class Weights>
-void spread_nibbles(const Ahead& ahead, int64_t offset, std::byte* tiles) {
+void spread_nibbles(const std::byte* block, const std::byte* next, std::byte* tiles) {
   constexpr int quads = std::min(16, Weights::block_k / 4), steps = Weights::block_k / 4 / quads;
   const __m512i nibble = _mm512_set1_epi8(0x0f);
-  ahead.at(offset, Weights::header_bytes);
-  offset += Weights::header_bytes;
+  prefetch<Weights::header_bytes>(next);
+  block += Weights::header_bytes, next += Weights::header_bytes;
   for (int step = 0; step < steps; ++step, tiles += 2 * quads * 64)
-    for (int quad = 0; quad < quads; ++quad, offset += 64) {
-      ahead.at(offset, 64);
-      const __m512i both = _mm512_load_si512(ahead.panel + offset);
+    for (int quad = 0; quad < quads; ++quad, block += 64, next += 64) {
+      prefetch<64>(next);
+      const __m512i both = _mm512_load_si512(block);
       _mm512_store_si512(tiles + quad * 64, _mm512_and_si512(both, nibble));
       _mm512_store_si512(tiles + (quads + quad) * 64, _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble));
     }
@@ -30,7 +30,7 @@ class Int4Panel {
   static constexpr int steps = std::max(1, Weights::block_k / 64), b_bytes = std::min(1024, Weights::block_k * 16);
 
  public:
-  Int4Panel(const Rows& rows, int64_t first_tile, int tiles, const Ahead& ahead)
+  Int4Panel(const Rows& rows, int64_t first_tile, int tiles, const Ahead<P>& ahead)
       : rows_(rows), first_tile_(first_tile), tiles_(tiles), ahead_(ahead) {}
 
   void multiply() {
@@ -46,7 +46,7 @@ class Int4Panel {
   f32x16 totals[max_tiles * 8][2];
 
  private:
-  void spread(int group) { spread_nibbles<Weights>(ahead_, int64_t{group} * Weights::block_bytes, codes_[group % 2]); }
+  void spread(int group) { spread_nibbles<Weights>(block(group), ahead_.block(group), codes_[group % 2]); }
 
   template <int row_tiles>
   void multiply_pair(int group, int tile) {
@@ -79,7 +79,7 @@ class Int4Panel {
   const Rows& rows_;
   const int64_t first_tile_;
   const int tiles_;
-  const Ahead& ahead_;
+  const Ahead<P>& ahead_;
   int unfolded_group_ = 0, unfolded_tile_ = 0, unfolded_rows_ = 0;
   alignas(64) std::byte codes_[2][2 * 16 * Weights::block_k];
   alignas(64) std::byte sums_[2 * sums_tile_bytes];
@@ -93,15 +93,14 @@ void run_amx_int4(const Call& call, const float* bias) {
   configure_tiles(std::min(16, call.rows * 2), 16, std::min(64, P::Weights::block_k));
   const int64_t tiles = ceil_div(call.rows, 8);
   Stream<panel_chunk<P>> stream(call, ceil_div(tiles, block_tiles) * P::panels);
-  prefetch(P::panel(call, stream.first() % P::panels), Ahead::distance);
+  Ahead<P>::begin(P::panel(call, stream.first() % P::panels));
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};
   stream.each([&](int64_t item, int64_t following) {
     const int64_t index = item % P::panels, begin = item / P::panels * block_tiles, end = std::min(begin + block_tiles, tiles);
-    const Ahead ahead{P::panel(call, index), P::panel(call, following % P::panels), P::panel_bytes};
+    const Ahead<P> ahead{P::panel(call, index), P::panel(call, following % P::panels)};
     for (int64_t tile = begin; tile < end; tile += max_tiles) {
       const int64_t first_row = tile * 8, end_row = std::min<int64_t>(first_row + max_tiles * 8, call.rows);
-      output.expect(first_row, end_row, index);
       Int4Panel<P, max_tiles> part(rows, tile, static_cast<int>(std::min<int64_t>(max_tiles, end - tile)), ahead);
       part.multiply();
       for (int64_t row = first_row; row < end_row; ++row) {

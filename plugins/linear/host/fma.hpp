@@ -61,13 +61,13 @@ void decode_block(Int4<group, zero_point>, const std::byte* block, Use use) {
 
 // `count` rows from `row` on against one panel.
 template <class P, int count>
-void multiply_rows(const FloatRows<P>& rows, int64_t row, const std::byte* panel, const Ahead& ahead, const f32x16 (&scale)[2],
+void multiply_rows(const FloatRows<P>& rows, int64_t row, const std::byte* panel, const Ahead<P>& ahead, const f32x16 (&scale)[2],
                    int64_t index, const Output<P>& output) {
   using Weights = typename P::Weights;
   f32x16 sums[count][2];
   for (auto& sum : sums) sum[0] = sum[1] = f32x16::splat(0);
   for (int b = 0; b < P::blocks; ++b) {
-    ahead.at(int64_t{b} * Weights::block_bytes, Weights::block_bytes);
+    prefetch<Weights::block_bytes>(ahead.block(b));
     decode_block(Weights{}, panel + int64_t{b} * Weights::block_bytes, [&](int k, int tile, f32x16 weights) {
       for (int r = 0; r < count; ++r)
         sums[r][tile] = fma(f32x16::splat(rows.row(row + r)[b * Weights::block_k + k]), weights, sums[r][tile]);
@@ -80,12 +80,12 @@ template <class P>
 void run_fma(const Call& call, const float* bias) {
   constexpr int at_once = 4;
   Stream<panel_chunk<P>> stream(call, P::panels);
-  prefetch(P::panel(call, stream.first()), Ahead::distance);
+  Ahead<P>::begin(P::panel(call, stream.first()));
   const FloatRows<P> rows = pack_rows<P, FloatRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};
   stream.each([&](int64_t index, int64_t following) {
     const std::byte* panel = P::panel(call, index);
-    const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
+    const Ahead<P> ahead{panel, P::panel(call, following)};
     f32x16 scale[2] = {f32x16::splat(1), f32x16::splat(1)};
     if constexpr (std::is_same_v<typename P::Weights, Int8>) {
       const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;

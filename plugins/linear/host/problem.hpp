@@ -66,11 +66,6 @@ struct Output {
     }
   }
 
-  // Asks for the cache lines that a panel's outputs of rows [begin, end) will be written to.
-  void expect(int64_t begin, int64_t end, int64_t panel) const {
-    for (int64_t r = begin; r < end; ++r) __builtin_prefetch(to.row<typename P::Out>(r) + panel * P::panel_outputs, 1);
-  }
-
   static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
 };
 
@@ -104,19 +99,24 @@ constexpr int64_t panel_chunk = std::clamp<int64_t>(65536 / P::panel_bytes, 1, s
 
 inline constexpr int64_t row_block_bytes = 1'150'000;  // of packed rows that stay in a core's L2 while panels pass
 
-inline void prefetch(const std::byte* at, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+template <int bytes>
+void prefetch(const std::byte* at) {
+#pragma GCC unroll 64
+  for (int i = 0; i < bytes; i += 64) prefetch_line(at + i);
 }
 
-// The memory that a front-to-back reader of one panel, then of another, should ask for now.
+// What a front-to-back reader of one panel, then of another, should ask for while it works on a block: the one that lies about
+// 2 KB further on.
+template <class P>
 struct Ahead {
-  static constexpr int64_t distance = 2048;
+  static constexpr int block_bytes = P::Weights::block_bytes, distance = ceil_div(2048, block_bytes);  // in blocks
   const std::byte *panel, *following;
-  int64_t bytes;
-  void at(int64_t offset, int64_t count) const {
-    const int64_t target = offset + distance;
-    prefetch(target < bytes ? panel + target : following + (target - bytes), count);
+
+  const std::byte* block(int64_t index) const {
+    const int64_t target = index + distance;
+    return target < P::blocks ? panel + target * block_bytes : following + (target - P::blocks) * block_bytes;
   }
+  static void begin(const std::byte* panel) { prefetch<distance * block_bytes>(panel); }
 };
 
 }  // namespace slipway::linear

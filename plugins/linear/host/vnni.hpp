@@ -38,7 +38,7 @@ struct PlaneSums {
 
 // `count` rows from `row` on, all in one tile row, against one panel.
 template <class P, int count>
-void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel, const Ahead& ahead, const float* scales,
+void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel, const Ahead<P>& ahead, const float* scales,
                    int64_t index, const Output<P>& output) {
   using Weights = typename P::Weights;
   const std::byte* x = rows.planes_of(row);
@@ -47,12 +47,13 @@ void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel
     for (auto& total : totals) total[0] = total[1] = f32x16::splat(0);
     for (int b = 0; b < P::blocks; ++b) {
       const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-      ahead.at(int64_t{b} * Weights::block_bytes, Weights::header_bytes);
+      const std::byte* next = ahead.block(b);
+      prefetch<Weights::header_bytes>(next);
       const std::byte* codes = block + Weights::header_bytes;
       const __m512i nibble = _mm512_set1_epi8(0x0f);
       PlaneSums<count> even, odd;  // two chains: a dot product takes five cycles
       const auto add = [&](PlaneSums<count>& sums, int quad) {
-        ahead.at(int64_t{b} * Weights::block_bytes + Weights::header_bytes + quad * 64, 64);
+        prefetch<64>(next + Weights::header_bytes + quad * 64);
         const __m512i both = _mm512_load_si512(codes + quad * 64);
         const int k = b * Weights::block_k + quad * 4;
         sums.add(_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), x + k / 64 * 1024 + k % 64);
@@ -77,9 +78,11 @@ void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel
     PlaneSums<count> sums;
     for (int b = 0; b < P::blocks; ++b) {
       const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-      ahead.at(int64_t{b} * Weights::block_bytes, Weights::block_bytes);
-      for (int quad = 0; quad < 16; ++quad)
+      const std::byte* next = ahead.block(b);
+      for (int quad = 0; quad < 16; ++quad) {
+        prefetch<128>(next + quad * 128);
         sums.add(_mm512_load_si512(block + quad * 64), _mm512_load_si512(block + 1024 + quad * 64), x + b * 1024 + quad * 4);
+      }
     }
     for (int r = 0; r < count; ++r) {
       const auto finished = [&](int tile) {
@@ -93,12 +96,12 @@ void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel
 template <class P>
 void run_vnni(const Call& call, const float* bias) {
   Stream<panel_chunk<P>> stream(call, P::panels);
-  prefetch(P::panel(call, stream.first()), Ahead::distance);
+  Ahead<P>::begin(P::panel(call, stream.first()));
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
   const Output<P> output{call.outputs[0], bias};
   stream.each([&](int64_t index, int64_t following) {
     const std::byte* panel = P::panel(call, index);
-    const Ahead ahead{panel, P::panel(call, following), P::panel_bytes};
+    const Ahead<P> ahead{panel, P::panel(call, following)};
     const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;  // int8 only
     for (int64_t row = 0; row < call.rows;) {
       const int64_t left = call.rows - row;
