@@ -69,31 +69,39 @@ struct Output {
   static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
 };
 
-// Items [0, total) in stream order. A thread claims its next chunk before it begins one, so that it can prefetch across the seam.
-template <int64_t chunk>
+// Items [0, total) shared out over the team in rounds, each of half of what is left: threads read long runs of memory, which
+// is faster, and finish together. A thread claims its next part before it begins one, so that it can prefetch across the seam.
+template <int64_t least>
 class Stream {
  public:
-  Stream(const Call& call, int64_t total) : ticket_(call.tickets[0]), total_(total), next_(ticket_.claim(chunk)) {}
+  Stream(const Call& call, int64_t total) : ticket_(call.tickets[0]), size_(call.size), total_(total), next_(claim()) {}
 
-  int64_t first() const { return std::min(next_, total_ - 1); }
+  int64_t first() const { return std::min(next_.begin, total_ - 1); }
 
   // body(item, following): `following` is the item that this thread reads afterwards.
   template <class Body>
   void each(Body body) {
-    while (next_ < total_) {
-      const int64_t begin = next_, end = std::min(begin + chunk, total_);
-      next_ = ticket_.claim(chunk);
-      for (int64_t item = begin; item < end; ++item) body(item, item + 1 < end ? item + 1 : first());
+    while (next_.begin < total_) {
+      const Range part = next_;
+      next_ = claim();
+      for (int64_t item = part.begin; item < part.end; ++item) body(item, item + 1 < part.end ? item + 1 : first());
     }
   }
 
  private:
+  Range claim() {
+    int64_t ticket = ticket_.claim(1), begin = 0, part;
+    while ((part = (total_ - begin) / (2 * size_)) > least && ticket >= size_) begin += part * size_, ticket -= size_;
+    part = std::max(part, least);
+    return {begin + ticket * part, std::min(begin + (ticket + 1) * part, total_)};
+  }
+
   Ticket& ticket_;
-  const int64_t total_;
-  int64_t next_;
+  const int64_t size_, total_;
+  Range next_;
 };
 
-// Panels that a thread claims at once: about 64 KB, and enough chunks for the team to finish together.
+// Panels that a thread claims at least: about 64 KB, and enough parts for the team to finish together.
 template <class P>
 constexpr int64_t panel_chunk = std::clamp<int64_t>(65536 / P::panel_bytes, 1, std::max(1, P::panels / 32));
 
