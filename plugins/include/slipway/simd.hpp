@@ -44,6 +44,7 @@ inline f32x16 load(const bf16* at) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 inline void store(float* at, f32x16 a) { _mm512_storeu_ps(at, a.v); }
+inline void store_around_cache(float* at, f32x16 a) { _mm512_stream_ps(at, a.v); }  // `at` aligned; an sfence makes it visible
 
 // Even and odd elements of 32 bf16 in memory.
 inline std::pair<f32x16, f32x16> load_pairs(const std::byte* at) {
@@ -64,6 +65,7 @@ inline __m256i to_bf16(f32x16 a) {
 }
 #endif
 inline void store(bf16* at, f32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), to_bf16(a)); }
+inline void store_around_cache(bf16* at, f32x16 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(at), to_bf16(a)); }
 inline f32x16 round_to_bf16(f32x16 a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bf16(a)), 16))};
 }
@@ -136,6 +138,10 @@ inline void store(float* at, f32x16 a) {
   _mm256_storeu_ps(at, a.v[0]);
   _mm256_storeu_ps(at + 8, a.v[1]);
 }
+inline void store_around_cache(float* at, f32x16 a) {
+  _mm256_stream_ps(at, a.v[0]);
+  _mm256_stream_ps(at + 8, a.v[1]);
+}
 
 inline std::pair<f32x16, f32x16> load_pairs(const std::byte* at) {
   const __m256i* words = reinterpret_cast<const __m256i*>(at);
@@ -159,6 +165,7 @@ inline __m256i to_bf16(f32x16 a) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(half(a.v[0]), half(a.v[1])), 0xd8);
 }
 inline void store(bf16* at, f32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), to_bf16(a)); }
+inline void store_around_cache(bf16* at, f32x16 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(at), to_bf16(a)); }
 inline f32x16 round_to_bf16(f32x16 a) {
   const __m256i words = to_bf16(a);
   return {{widen(_mm256_castsi256_si128(words)), widen(_mm256_extracti128_si256(words, 1))}};

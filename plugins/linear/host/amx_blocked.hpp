@@ -93,7 +93,7 @@ class BlockedLinear {
 
  private:
   BlockedLinear(const Call& call, std::byte* scratch, const float* bias)
-      : call_(call), sums_(scratch), panels_(scratch + sums_bytes), output_{call.outputs[0], bias},
+      : call_(call), sums_(scratch), panels_(scratch + sums_bytes), output_(call, bias),
         rows_((configure_tiles(), pack_rows<P, Rows>(call))) {}
 
   void run() {

@@ -95,7 +95,7 @@ void run_amx_int4(const Call& call, const float* bias) {
   Stream<panel_chunk<P>> stream(call, ceil_div(tiles, block_tiles) * P::panels);
   Ahead<P>::begin(P::panel(call, stream.first() % P::panels));
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
-  const Output<P> output{call.outputs[0], bias};
+  const Output<P> output(call, bias);
   stream.each([&](int64_t item, int64_t following) {
     const int64_t index = item % P::panels, begin = item / P::panels * block_tiles, end = std::min(begin + block_tiles, tiles);
     const Ahead<P> ahead{P::panel(call, index), P::panel(call, following % P::panels)};

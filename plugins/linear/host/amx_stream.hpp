@@ -22,7 +22,7 @@ class StreamedLinear {
   StreamedLinear(const Call& call, const float* bias)
       : call_(call), tiles_(ceil_div(call.rows, rows_per_tile)), run_(tiles_ <= 2 ? P::blocks : short_run),
         rows_a_step_(ceil_div(2 * rows_per_tile, std::min<int64_t>(run_, P::blocks))), stream_(begin(call)),
-        rows_(pack_rows<P, Rows>(call)), output_{call.outputs[0], bias} {}
+        rows_(pack_rows<P, Rows>(call)), output_(call, bias) {}
 
   // Weights are on their way while rows are packed.
   static Stream<panel_chunk<P>> begin(const Call& call) {

@@ -82,7 +82,7 @@ void run_fma(const Call& call, const float* bias) {
   Stream<panel_chunk<P>> stream(call, P::panels);
   Ahead<P>::begin(P::panel(call, stream.first()));
   const FloatRows<P> rows = pack_rows<P, FloatRows<P>>(call);
-  const Output<P> output{call.outputs[0], bias};
+  const Output<P> output(call, bias);
   stream.each([&](int64_t index, int64_t following) {
     const std::byte* panel = P::panel(call, index);
     const Ahead<P> ahead{panel, P::panel(call, following)};

@@ -46,27 +46,46 @@ struct Problem {
 };
 
 // Takes the 32 sums of a row and a panel to the row's outputs.
+//
+// Large outputs are written around the caches: weights have driven their lines out, each would first be fetched again, and a core
+// waits for its stores in order. Not those of gated linears, half a line each.
 template <class P>
-struct Output {
-  const Operand& to;
-  const float* bias;  // [panels * 32], or null
+class Output {
+ public:
+  Output(const Call& call, const float* bias)
+      : to_(call.outputs[0]), bias_(bias),
+        around_(!P::gated && call.rows * to_.row_bytes > most_cached_bytes && (reinterpret_cast<uintptr_t>(to_.data) | to_.row_bytes) % 64 == 0) {}
+  Output(const Output&) = delete;
+  ~Output() {
+    if (around_) _mm_sfence();
+  }
 
   void operator()(int64_t row, int64_t panel, f32x16 first, f32x16 second) const {
-    if (bias) {
-      first = first + load(bias + panel * 32);
-      second = second + load(bias + panel * 32 + 16);
+    if (bias_) {
+      first = first + load(bias_ + panel * 32);
+      second = second + load(bias_ + panel * 32 + 16);
     }
-    const int column = static_cast<int>(panel) * P::panel_outputs;
-    typename P::Out* at = to.row<typename P::Out>(row) + column;
+    const int column = static_cast<int>(panel) * P::panel_outputs, left = P::outputs - column;
+    typename P::Out* at = to_.row<typename P::Out>(row) + column;
     if constexpr (P::gated) {
-      put(at, typename P::Activation{}(first) * second, P::outputs - column);
+      put(at, typename P::Activation{}(first) * second, left);
+    } else if (around_ && left >= 32) {
+      store_around_cache(at, first);
+      store_around_cache(at + 16, second);
     } else {
-      put(at, first, P::outputs - column);
-      if (P::outputs - column > 16) put(at + 16, second, P::outputs - column - 16);
+      put(at, first, left);
+      if (left > 16) put(at + 16, second, left - 16);
     }
   }
 
+ private:
+  static constexpr int64_t most_cached_bytes = 1 << 17;
+
   static void put(typename P::Out* at, f32x16 value, int left) { left >= lanes ? store(at, value) : store(at, value, left); }
+
+  const Operand& to_;
+  const float* bias_;  // [panels * 32], or null
+  const bool around_;
 };
 
 // Items [0, total) shared out over the team in rounds, each of half of what is left: threads read long runs of memory, which
