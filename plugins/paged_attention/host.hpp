@@ -27,13 +27,24 @@ class Attention {
     for (int i = 0; i < slots; ++i) slots_of(call)[i].merged.store(0, std::memory_order_relaxed);
   }
 
-  // Whole items to each thread.
+  // Whole items to each thread, which claims one ahead: while it is at one it brings the next.
   void run_items(int rows_per_item) {
     Items<Shape> items(batch_, rows_per_item, false);
-    while (items.seek(call_.tickets[1].claim(1))) {
+    const auto claim = [&] {
+      if (!items.seek(call_.tickets[1].claim(1))) return false;
       const Rows& item = items.item();
+      if (num_rows<Shape>(batch_, item.seq) <= rows_per_item) write_sequence(call_, weights_, item.seq, item.kv_head);
+      return true;
+    };
+    for (bool claimed = claim(); claimed;) {
+      const Rows item = items.item();
+      claimed = claim();
+      const std::byte* next_item = claimed ? blocks_of(items.item(), items.item().first_chunk).keys[0] : nullptr;
       prepare_queries(item);
-      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) attend_tiles(item, chunk_index);
+      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
+        next_ = chunk_index + 1 < item.end_chunk ? blocks_of(item, chunk_index + 1).keys[0] : next_item;
+        attend_tiles(item, chunk_index);
+      }
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
     }
   }
@@ -58,7 +69,7 @@ class Attention {
 
  private:
   using L = Layout<Shape>;
-  using Part = State<Shape::head_dim>;
+  using Part = State<L::columns>;
 
   struct alignas(64) Slot {
     std::atomic<int> merged;  // chunks
@@ -113,18 +124,29 @@ class Attention {
     }
   }
 
+  Blocks blocks_of(const Rows& rows, int chunk_index) const {
+    const int origin = chunk_index * chunk;
+    Blocks blocks;
+    blocks.first = seen(rows, 0, origin).begin / block_size;
+    blocks.count = (seen(rows, rows.count - 1, origin).end + block_size - 1) / block_size - blocks.first;
+    for (int i = 0; i < blocks.count; ++i) {
+      blocks.keys[i] = L::block(call_, rows.seq, origin / block_size + blocks.first + i, rows.kv_head);
+    }
+    return blocks;
+  }
+
   // One tile over one chunk.
   void attend(const Rows& tile, int chunk_index, const Factor* queries, Part& part) {
     const int origin = chunk_index * chunk, rows = tile.count;
     const Positions first = seen(tile, 0, origin), last = seen(tile, rows - 1, origin);
-    const int begin = first.begin / block_size, end = (last.end + block_size - 1) / block_size;
-    const std::byte* values[chunk / block_size];
+    const Blocks blocks = blocks_of(tile, chunk_index);
+    const int begin = blocks.first, end = begin + blocks.count;
+    tiles_.use(rows);
     fill(local_.folds, rows, nothing);
     for (int b = begin; b < end; ++b) {
-      const std::byte* keys = L::block(call_, tile.seq, origin / block_size + b, tile.kv_head);
-      values[b - begin] = keys + L::keys_bytes;
       float* scores = scores_at(local_.scores, b * block_size, 0);
-      multiply_keys<Shape>(queries, rows, keys, scores);
+      const std::byte* next = b + 1 < end ? blocks.keys[b + 1 - begin] : blocks.keys[0] + L::keys_bytes;
+      multiply_keys<Shape>(queries, rows, blocks.keys[b - begin], next, scores);
       const bool all_seen = last.begin <= b * block_size && (b + 1) * block_size <= first.end;
       Positions seen_rows[tile_rows];
       for (int r = 0; r < rows && !all_seen; ++r) seen_rows[r] = seen(tile, r, origin + b * block_size);
@@ -134,7 +156,7 @@ class Attention {
     fill(local_.folds, rows, 0);
     for (int b = begin; b < end; ++b) fold_sums(scores_at(local_.scores, b * block_size, 0), rows, part.peak, local_.folds);
     for (int r = 0; r < rows; ++r) part.sum[r] = reduce_add(load(local_.folds[r]));
-    multiply_values<Shape>(scores_at(local_.scores, begin * block_size, 0), rows, values, end - begin, part.out[0]);
+    multiply_values<Shape>(scores_at(local_.scores, begin * block_size, 0), rows, blocks, next_, part.out[0]);
   }
 
   void write(const Rows& tile, const Part& part) const {
@@ -149,19 +171,30 @@ class Attention {
   const Batch& batch_;
   const Weights<Shape> weights_;
   Local& local_;
+  Tiles tiles_;
+  const std::byte* next_ = nullptr;
 };
 
 template <class Shape>
 void run(const Call& call) {
   using Work = Items<Shape>;
-  if (call.rank == 0) Attention<Shape>::reset_slots(call);
-  write_cache<Shape>(call);
-  call.sync();
-  [[maybe_unused]] const Tiles tiles;
+  const Batch& batch = *call.batch;
+  const int64_t num_tiles = Work::count(batch, tile_rows), enough = 4 * call.size;
   Attention<Shape> attention(call);
-  const int64_t num_tiles = Work::count(*call.batch, tile_rows), enough = 4 * call.size;
-  if (num_tiles <= slots && num_tiles < enough) attention.run_chunks();
-  else attention.run_items(Work::count(*call.batch, item_tiles * tile_rows) < enough ? tile_rows : item_tiles * tile_rows);
+  if (num_tiles <= slots && num_tiles < enough) {
+    if (call.rank == 0) attention.reset_slots(call);
+    write_cache<Shape>(call, 0);
+    call.sync();
+    return attention.run_chunks();
+  }
+  const int rows_per_item = Work::count(batch, item_tiles * tile_rows) < enough ? tile_rows : item_tiles * tile_rows;
+  int longest = 0;
+  for (int s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, num_rows<Shape>(batch, s));
+  if (longest > rows_per_item) {
+    write_cache<Shape>(call, rows_per_item);
+    call.sync();
+  }
+  attention.run_items(rows_per_item);
 }
 
 }  // namespace slipway::paged_attention

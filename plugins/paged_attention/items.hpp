@@ -15,11 +15,6 @@ struct Rows {
 };
 
 template <class Shape>
-int num_rows(const Batch& batch, int seq) {
-  return (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) * Layout<Shape>::group;
-}
-
-template <class Shape>
 Rows make_rows(const Batch& batch, int seq, int kv_head, int first, int most) {
   constexpr int group = Layout<Shape>::group;
   const int count = std::min(most, num_rows<Shape>(batch, seq) - first);

@@ -33,8 +33,10 @@ template <class Shape>
 struct Layout {
   static constexpr int group = Shape::heads / Shape::kv_heads;
   static constexpr int depth = (Shape::head_dim + 31) / 32 * 32;  // columns of a prepared query, zero behind head_dim
+  static constexpr int columns = (Shape::head_dim + lanes - 1) / lanes * lanes;  // of values and outputs: behind head_dim, anything
   static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2;
-  static constexpr int64_t head_bytes = 2 * keys_bytes;
+  static constexpr int64_t value_tile_bytes = block_size * lanes * 2;
+  static constexpr int64_t head_bytes = keys_bytes + columns / lanes * value_tile_bytes;
   static constexpr int64_t block_bytes = Shape::kv_heads * head_bytes;
 
   static std::byte* block(const Call& call, int seq, int index, int kv_head) {
@@ -43,12 +45,31 @@ struct Layout {
   }
 };
 
+// Query rows (token, head of the group) of a sequence and KV head.
+template <class Shape>
+int num_rows(const Batch& batch, int seq) {
+  return (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) * Layout<Shape>::group;
+}
+
+// The blocks of a chunk that some rows see, from the chunk's block `first` on.
+struct Blocks {
+  int first = 0, count = 0;
+  const std::byte* keys[chunk / block_size];  // of one head; its values lie behind them
+};
+
+// Sets the hardware's prefetchers off on memory that is read soon: they stop at the end of each page.
+inline void begin_pages(const std::byte* at, int64_t bytes) {
+  for (int64_t page = 0; page < bytes; page += 4096) {
+    for (int line = 0; line < 8; ++line) _mm_prefetch(at + page + line * 64, _MM_HINT_T1);
+  }
+}
+
 // Softmax of a tile of query rows over some positions: out = sum of exp2(score - peak) * value, before the division.
-template <int head_dim>
+template <int columns>
 struct State {
   float peak[tile_rows];  // -inf: no position seen
   float sum[tile_rows];
-  float out[tile_rows][head_dim];
+  float out[tile_rows][columns];
 };
 
 inline constexpr float nothing = -__builtin_inff();

@@ -100,7 +100,7 @@ class PagedAttentionPlugin:
             shared_scratch=Size(fixed=SLOTS * (LINE + _state_bytes(a.head_dim))),
             local_scratch=_local_scratch(a.head_dim, target),
             kv_layer=a.layer,
-            kv_block_bytes=BLOCK_SIZE * a.kv_bytes,
+            kv_block_bytes=BLOCK_SIZE * 2 * a.num_kv_heads * (a.head_dim + _columns(a.head_dim)),
             cost=Cost(
                 token_bytes=sum(x.meta["val"].shape[1] * t.itemsize for x, t in zip((*inputs, node), (*sources, dtype)))
                 + a.kv_bytes,
@@ -114,9 +114,14 @@ class PagedAttentionPlugin:
         return norms + ((PackedWeight((a.rope,), pack_scale, "f32"),) if a.rope is not None else ())
 
 
+def _columns(head_dim: int) -> int:
+    """Of values and outputs, whose tiles are 16 wide."""
+    return -(-head_dim // 16) * 16
+
+
 def _state_bytes(head_dim: int) -> int:
     """Maxima, sums and outputs of one tile of query rows."""
-    return TILE_ROWS * 4 * (2 + head_dim)
+    return TILE_ROWS * 4 * (2 + _columns(head_dim))
 
 
 def _local_scratch(head_dim: int, target: Target) -> int:

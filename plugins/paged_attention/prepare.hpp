@@ -106,11 +106,13 @@ void store_key(const Head<Shape>& key, std::byte* block, int slot) {
   for (int i = 0; i < Shape::head_dim / 2; ++i) out[i * 16] = words[i];
 }
 
-// A value as its half of the words of a pair of slots.
+// A value as its half of the words of a pair of slots, in tiles of 16 columns: [columns/16][block_size/2][16][2].
 template <class Shape>
 void store_value(const Head<Shape>& value, std::byte* block, int slot) {
-  bf16* out = reinterpret_cast<bf16*>(block + Layout<Shape>::keys_bytes) + slot / 2 * Shape::head_dim * 2;
-  for_columns<Shape::head_dim>([&](int c, int used) { store_alternate(out + 2 * c, value.x[c / lanes], slot % 2, used); });
+  std::byte* out = block + Layout<Shape>::keys_bytes + slot / 2 * 64;
+  for (int i = 0; i < Layout<Shape>::columns / lanes; ++i) {
+    store_alternate(reinterpret_cast<bf16*>(out + i * Layout<Shape>::value_tile_bytes), value.x[i], slot % 2);
+  }
 }
 
 // Slots behind a sequence's end hold zeros: what a block held before may be NaN, and zero times NaN would reach the sums.
@@ -149,22 +151,35 @@ void write_value(const Call& call, const Token& token, int kv_head) {
   store_and_clear(call, token, kv_head, v, store_value<Shape>);
 }
 
-// Heads of 16 tokens at a time: first those of k, then of v.
 template <class Shape>
-void write_cache(const Call& call) {
-  constexpr int heads = 2 * Shape::kv_heads;
+void write_head(const Call& call, const Weights<Shape>& weights, const Token& token, int kv_head) {
+  write_key(call, weights, token, kv_head);
+  write_value<Shape>(call, token, kv_head);
+}
+
+// The tokens of one sequence, in one head.
+template <class Shape>
+void write_sequence(const Call& call, const Weights<Shape>& weights, int seq, int kv_head) {
+  const Batch& batch = *call.batch;
+  for (int row = batch.cu_seqlens[seq]; row < batch.cu_seqlens[seq + 1]; ++row) {
+    write_head(call, weights, {row, seq, batch.positions[row]}, kv_head);
+  }
+}
+
+// The tokens of sequences that have more than `most_rows` query rows a head, 16 tokens of a head at a time.
+template <class Shape>
+void write_cache(const Call& call, int most_rows) {
   const Weights<Shape> weights(call);
   const int num_tokens = call.batch->num_tokens;
-  const int64_t items = int64_t{(num_tokens + run_tokens - 1) / run_tokens} * heads;
+  const int64_t items = int64_t{(num_tokens + run_tokens - 1) / run_tokens} * Shape::kv_heads;
   const int64_t grain = std::max<int64_t>(1, items / (8 * call.size));
   for (int64_t begin; (begin = call.tickets[0].claim(grain)) < items;) {
     for (int64_t item = begin; item < std::min(begin + grain, items); ++item) {
-      const int head = static_cast<int>(item % heads), first = static_cast<int>(item / heads) * run_tokens;
+      const int head = static_cast<int>(item % Shape::kv_heads), first = static_cast<int>(item / Shape::kv_heads) * run_tokens;
       Tokens tokens(*call.batch, first);
       for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
         const Token token = tokens.next();
-        if (head < Shape::kv_heads) write_key(call, weights, token, head);
-        else write_value<Shape>(call, token, head - Shape::kv_heads);
+        if (num_rows<Shape>(*call.batch, token.seq) > most_rows) write_head(call, weights, token, head);
       }
     }
   }

@@ -53,8 +53,8 @@ inline void fold_sums(float* scores, int rows, const float* peaks, Folds& sums) 
 }
 
 // Adds the next chunk to what came before it. The same for every row, so no row's bits depend on who merges it.
-template <int head_dim>
-void merge(State<head_dim>& into, const State<head_dim>& next, int rows) {
+template <int columns>
+void merge(State<columns>& into, const State<columns>& next, int rows) {
   for (int r = 0; r < rows; ++r) {
     if (next.peak[r] == nothing) continue;
     if (into.peak[r] == nothing) {
@@ -67,10 +67,9 @@ void merge(State<head_dim>& into, const State<head_dim>& next, int rows) {
     alignas(64) float sums[16];
     store(sums, fma(f32x16::splat(into.sum[r]), old_scale, f32x16::splat(next.sum[r]) * new_scale));
     into.peak[r] = peak, into.sum[r] = sums[0];
-    for_columns<head_dim>([&](int c, int used) {
-      const f32x16 out = fma(load(into.out[r] + c, used), old_scale, load(next.out[r] + c, used) * new_scale);
-      store(into.out[r] + c, out, used);
-    });
+    for (int c = 0; c < columns; c += lanes) {
+      store(into.out[r] + c, fma(load(into.out[r] + c), old_scale, load(next.out[r] + c) * new_scale));
+    }
   }
 }
 

@@ -1,4 +1,6 @@
 // Runs a compiled kernel as the runtime would: a team of threads, a barrier after every call, tickets at zero before it.
+#include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,12 +31,25 @@ double now(int threads) {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
+// Each rank on a core of its own, where there are as many: two that spin on one core would take turns.
 template <class Body>
 void with_team(int threads, Body body) {
+  cpu_set_t usable;
+  const bool pins = threads > 1 && sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) >= threads;
+  const auto start = [&](int rank) {
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &usable) && seen++ == rank) CPU_SET(cpu, &own);
+    }
+    if (pins) pthread_setaffinity_np(pthread_self(), sizeof own, &own);
+    body(rank);
+  };
   std::vector<std::thread> team;
-  for (int rank = 1; rank < threads; ++rank) team.emplace_back(body, rank);
-  body(0);
+  for (int rank = 1; rank < threads; ++rank) team.emplace_back(start, rank);
+  start(0);
   for (auto& thread : team) thread.join();
+  if (pins) pthread_setaffinity_np(pthread_self(), sizeof usable, &usable);
 }
 
 }  // namespace

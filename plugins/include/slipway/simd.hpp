@@ -216,16 +216,15 @@ void store(T* at, f32x16 a, int used) {
   std::memcpy(at, copy, used * sizeof(T));
 }
 
-// The first `used` lanes as at[parity], at[parity + 2] ...; the elements between them stay untouched.
-inline void store_alternate(bf16* at, f32x16 a, int parity, int used) {
+// The lanes as at[parity], at[parity + 2] ...; the elements between them stay untouched.
+inline void store_alternate(bf16* at, f32x16 a, int parity) {
 #if defined(__AVX512BW__)
   const __m512i words = _mm512_cvtepu16_epi32(to_bf16(a));
-  const __mmask32 all = (parity ? 0xaaaaaaaau : 0x55555555u) & (~0u >> (2 * (lanes - used)));
-  _mm512_mask_storeu_epi16(at, all, parity ? _mm512_slli_epi32(words, 16) : words);
+  _mm512_mask_storeu_epi16(at, parity ? 0xaaaaaaaau : 0x55555555u, parity ? _mm512_slli_epi32(words, 16) : words);
 #else
   bf16 copy[lanes];
   store(copy, a);
-  for (int i = 0; i < used; ++i) at[2 * i + parity] = copy[i];
+  for (int i = 0; i < lanes; ++i) at[2 * i + parity] = copy[i];
 #endif
 }
 
