@@ -4,6 +4,9 @@
 // order. A work item is one tile, or a few that read each chunk together while it is in the processor's cache. When
 // there are few tiles, threads share a tile's chunks: tickets are claimed in order, and each thread waits for the chunk
 // before its own to be merged.
+//
+// The keys and values of the step reach the cache before they are read: those of a sequence with few rows by the
+// thread that has its item, as no other reads them in this step; all others in a phase of their own.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -23,26 +26,26 @@ class Attention {
   explicit Attention(const Call& call)
       : call_(call), batch_(*call.batch), weights_(call), local_(*reinterpret_cast<Local*>(call.local)) {}
 
-  static void reset_slots(const Call& call) {
-    for (int i = 0; i < slots; ++i) slots_of(call)[i].merged.store(0, std::memory_order_relaxed);
+  void reset_slots() {
+    for (int i = 0; i < slots; ++i) slots_of(call_)[i].merged.store(0, std::memory_order_relaxed);
   }
 
-  // Whole items to each thread, which claims one ahead: while it is at one it brings the next.
+  // Whole items to each thread, which claims one ahead: what it writes and reads first is on its way in good time.
   void run_items(int rows_per_item) {
     Items<Shape> items(batch_, rows_per_item, false);
     const auto claim = [&] {
       if (!items.seek(call_.tickets[1].claim(1))) return false;
       const Rows& item = items.item();
-      if (num_rows<Shape>(batch_, item.seq) <= rows_per_item) write_sequence(call_, weights_, item.seq, item.kv_head);
+      if (num_rows<Shape>(batch_, item.seq) <= few_rows) write_sequence(call_, weights_, item.seq, item.kv_head);
       return true;
     };
     for (bool claimed = claim(); claimed;) {
       const Rows item = items.item();
       claimed = claim();
-      const std::byte* next_item = claimed ? blocks_of(items.item(), items.item().first_chunk).keys[0] : nullptr;
+      const Rows& next = claimed ? items.item() : item;
       prepare_queries(item);
       for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
-        next_ = chunk_index + 1 < item.end_chunk ? blocks_of(item, chunk_index + 1).keys[0] : next_item;
+        next_ = chunk_index + 1 < item.end_chunk ? first_keys(item, chunk_index + 1) : first_keys(next, next.first_chunk);
         attend_tiles(item, chunk_index);
       }
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
@@ -57,6 +60,7 @@ class Attention {
       const Rows& tile = items.item();
       const int done = static_cast<int>(ticket - items.first_ticket());
       if (std::exchange(prepared, items.number()) != items.number()) prepare_queries(tile);
+      next_ = first_keys(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
       attend(tile, tile.first_chunk + done, local_.queries, local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
@@ -135,6 +139,8 @@ class Attention {
     return blocks;
   }
 
+  const std::byte* first_keys(const Rows& rows, int chunk_index) const { return blocks_of(rows, chunk_index).keys[0]; }
+
   // One tile over one chunk.
   void attend(const Rows& tile, int chunk_index, const Factor* queries, Part& part) {
     const int origin = chunk_index * chunk, rows = tile.count;
@@ -172,7 +178,7 @@ class Attention {
   const Weights<Shape> weights_;
   Local& local_;
   Tiles tiles_;
-  const std::byte* next_ = nullptr;
+  const std::byte* next_ = nullptr;  // the keys that this thread reads after the chunk it is at
 };
 
 template <class Shape>
@@ -182,7 +188,7 @@ void run(const Call& call) {
   const int64_t num_tiles = Work::count(batch, tile_rows), enough = 4 * call.size;
   Attention<Shape> attention(call);
   if (num_tiles <= slots && num_tiles < enough) {
-    if (call.rank == 0) attention.reset_slots(call);
+    if (call.rank == 0) attention.reset_slots();
     write_cache<Shape>(call, 0);
     call.sync();
     return attention.run_chunks();
@@ -190,8 +196,8 @@ void run(const Call& call) {
   const int rows_per_item = Work::count(batch, item_tiles * tile_rows) < enough ? tile_rows : item_tiles * tile_rows;
   int longest = 0;
   for (int s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, num_rows<Shape>(batch, s));
-  if (longest > rows_per_item) {
-    write_cache<Shape>(call, rows_per_item);
+  if (longest > few_rows) {
+    write_cache<Shape>(call, few_rows);
     call.sync();
   }
   attention.run_items(rows_per_item);

@@ -10,6 +10,7 @@ namespace slipway::paged_attention {
 inline constexpr int block_size = 32;       // tokens of a KV block
 inline constexpr int chunk = 512;           // positions between two merges
 inline constexpr int tile_rows = 32;        // query rows multiplied at a time: two AMX tiles
+inline constexpr int few_rows = 16;         // whose keys and values are written by the thread that attends to them
 inline constexpr int item_tiles = 4;        // most tiles of a work item
 inline constexpr int score_stride = tile_rows * lanes + lanes;  // floats; a line more than a power of two, for the cache's sets
 inline constexpr int slots = 128;           // most tiles whose chunks are split over threads

@@ -151,35 +151,35 @@ void write_value(const Call& call, const Token& token, int kv_head) {
   store_and_clear(call, token, kv_head, v, store_value<Shape>);
 }
 
-template <class Shape>
-void write_head(const Call& call, const Weights<Shape>& weights, const Token& token, int kv_head) {
-  write_key(call, weights, token, kv_head);
-  write_value<Shape>(call, token, kv_head);
-}
-
 // The tokens of one sequence, in one head.
 template <class Shape>
 void write_sequence(const Call& call, const Weights<Shape>& weights, int seq, int kv_head) {
   const Batch& batch = *call.batch;
   for (int row = batch.cu_seqlens[seq]; row < batch.cu_seqlens[seq + 1]; ++row) {
-    write_head(call, weights, {row, seq, batch.positions[row]}, kv_head);
+    const Token token{row, seq, batch.positions[row]};
+    write_key(call, weights, token, kv_head);
+    write_value<Shape>(call, token, kv_head);
   }
 }
 
-// The tokens of sequences that have more than `most_rows` query rows a head, 16 tokens of a head at a time.
+// The tokens of sequences that have more than `most_rows` query rows a head: heads of 16 tokens at a time, first those of
+// k, then of v.
 template <class Shape>
 void write_cache(const Call& call, int most_rows) {
+  constexpr int heads = 2 * Shape::kv_heads;
   const Weights<Shape> weights(call);
   const int num_tokens = call.batch->num_tokens;
-  const int64_t items = int64_t{(num_tokens + run_tokens - 1) / run_tokens} * Shape::kv_heads;
+  const int64_t items = int64_t{(num_tokens + run_tokens - 1) / run_tokens} * heads;
   const int64_t grain = std::max<int64_t>(1, items / (8 * call.size));
   for (int64_t begin; (begin = call.tickets[0].claim(grain)) < items;) {
     for (int64_t item = begin; item < std::min(begin + grain, items); ++item) {
-      const int head = static_cast<int>(item % Shape::kv_heads), first = static_cast<int>(item / Shape::kv_heads) * run_tokens;
+      const int head = static_cast<int>(item % heads), first = static_cast<int>(item / heads) * run_tokens;
       Tokens tokens(*call.batch, first);
       for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
         const Token token = tokens.next();
-        if (num_rows<Shape>(*call.batch, token.seq) > most_rows) write_head(call, weights, token, head);
+        if (num_rows<Shape>(*call.batch, token.seq) <= most_rows) continue;
+        if (head < Shape::kv_heads) write_key(call, weights, token, head);
+        else write_value<Shape>(call, token, head - Shape::kv_heads);
       }
     }
   }
