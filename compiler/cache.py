@@ -1,7 +1,8 @@
 """Keeps what a stage made under the hash of everything it was made from, and says why a stage had to run.
 
 A stage is named by a kind ("weights") and a subject ("model.layers.0.mlp"); its *parts* are the named inputs it depends on.
-An entry is one file or folder, made in a temporary place and renamed, so an interrupted build leaves nothing half-written.
+An entry is one read-only file, named by two hashes: of its parts and of its bytes, which every fetch compares. It is on the
+disk before it gets its name, so an interrupted build leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import xxhash
+
+from slipway.compiler.disk import write_through
 
 
 def digest(data: bytes | memoryview | str) -> str:
@@ -30,6 +32,22 @@ def file_digest(path: pathlib.Path, chunk_bytes: int = 1 << 24) -> str:
         while chunk := file.read(chunk_bytes):
             state.update(chunk)
     return state.hexdigest()
+
+
+def digest_of(entry: pathlib.Path) -> str:
+    """The content hash of a cache entry, from its name."""
+    return entry.name.rpartition("-")[2]
+
+
+def _key(parts: dict[str, str]) -> str:
+    return digest(json.dumps(parts, sort_keys=True))
+
+
+def _is_whole(entry: pathlib.Path) -> bool:
+    try:
+        return file_digest(entry) == digest_of(entry)
+    except FileNotFoundError:  # another build found it damaged first
+        return False
 
 
 @dataclass(frozen=True)
@@ -53,39 +71,38 @@ class StageCache:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fetch(self, kind: str, subject: str, parts: dict[str, str], make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-        """The entry for `parts`; `make(path)` writes it on a miss. The returned path must not be changed."""
-        entry = self.entry(kind, parts)
-        ran = not entry.exists()
-        if ran:
-            self._make(entry, make)
-        why = self._why(kind, subject, parts) if ran else "cached"
-        self._remember(StageRecord(kind, subject, ran, why), parts)
-        return entry
+        """The entry for `parts`, its bytes as they were made; `make(path)` writes a file on a miss. Entries must not be changed."""
+        entries = self._entries(kind, parts)
+        entry = next(filter(_is_whole, entries), None)
+        why = "cached" if entry else "its cache entry is damaged" if entries else self._why(kind, subject, parts)
+        for damaged in entries if entry is None else ():
+            damaged.unlink(missing_ok=True)
+        self._remember(StageRecord(kind, subject, entry is None, why), parts)
+        return entry or self._make(kind, parts, make)
 
     def would_run(self, kind: str, subject: str, parts: dict[str, str]) -> StageRecord:
-        """What `fetch` would do, without doing it."""
-        ran = not self.entry(kind, parts).exists()
+        """What `fetch` would do if no entry is damaged, without doing it."""
+        ran = not self._entries(kind, parts)
         return StageRecord(kind, subject, ran, self._why(kind, subject, parts) if ran else "cached")
 
-    def entry(self, kind: str, parts: dict[str, str]) -> pathlib.Path:
-        key = digest(json.dumps(parts, sort_keys=True))
-        return self.root / kind / key[:2] / key
+    def _entries(self, kind: str, parts: dict[str, str]) -> list[pathlib.Path]:
+        """At most one, but for builds that raced to make it."""
+        key = _key(parts)
+        return sorted((self.root / kind / key[:2]).glob(f"{key}-*"))
 
-    def forget(self, kind: str, parts: dict[str, str]) -> None:
-        """Drops an entry that turned out to be damaged."""
-        entry = self.entry(kind, parts)
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-
-    def _make(self, entry: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as folder:
-            made = pathlib.Path(folder) / "entry"
+    def _make(self, kind: str, parts: dict[str, str], make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        key = _key(parts)
+        folder = self.root / kind / key[:2]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
+            made = pathlib.Path(making) / "entry"
             make(made)
-            try:
-                os.rename(made, entry)
-            except OSError:
-                if not entry.exists():  # another build of the same thing may have won the race
-                    raise
+            made.chmod(0o444)
+            write_through(made)
+            entry = folder / f"{key}-{file_digest(made)}"
+            os.replace(made, entry)
+        write_through(folder)
+        return entry
 
     def _slot_file(self) -> pathlib.Path:
         return self.root / "slots" / f"{digest(self.slot)}.json"

@@ -8,7 +8,10 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from slipway.compiler import disk
 from slipway.compiler.errors import UserError
+
+SHARED_BYTES = 1 << 20  # from here on a copy is worth avoiding
 
 
 def check_destination(out: pathlib.Path) -> None:
@@ -45,12 +48,12 @@ def _swap(draft: pathlib.Path, out: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def link(source: pathlib.Path, destination: pathlib.Path) -> None:
-    """A hard link, so that engines of one checkpoint share their bytes; a copy where the file system refuses."""
+def place(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """A hard link to a large file, so that engines of one checkpoint share its bytes; a copy of a small one, or where links fail."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():
         return
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)
+    if source.stat().st_size >= SHARED_BYTES:
+        with contextlib.suppress(OSError):
+            return os.link(source, destination)
+    disk.copy(source, destination)

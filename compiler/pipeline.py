@@ -191,11 +191,11 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
            segments: dict[int, pathlib.Path]) -> manifest.Manifest:
     """Everything but verify.json, which is about what is written here."""
     library_name = f"host-{job.target.isa}.so"
-    directory.link(library, draft / "kernels" / library_name)
+    directory.place(library, draft / "kernels" / library_name)
     for file in packed.values():
-        directory.link(file.path, draft / "weights" / f"{file.digest}.bin")
+        directory.place(file.path, draft / "weights" / f"{file.digest}.bin")
     for path in segments.values():
-        directory.link(path, draft / "segments" / f"{path.name}.onnx")
+        directory.place(path, draft / "segments" / f"{path.name}.onnx")
     tokenizer = tokenizer_files.write_tokenizer(job.checkpoint, draft / "tokenizer")
     weights = {key: manifest.WeightRef(file.name, f"{file.digest}.bin", file.bytes) for key, file in packed.items()}
     names = {number: f"{path.name}.onnx" for number, path in segments.items()}

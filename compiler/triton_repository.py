@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import jinja2
 
-from slipway.compiler.directory import link
+from slipway.compiler import disk
 from slipway.compiler.errors import UserError
 from slipway.compiler.triton_contracts import TENSORRT_LLM, VLLM, Fields, merge
 from slipway.runtime.manifest import Manifest
@@ -120,7 +120,6 @@ def place_engine(engine: pathlib.Path, out: pathlib.Path, version: pathlib.Path,
     if copy.exists():
         shutil.rmtree(copy)
     if copy_engine:
-        for file in sorted(path for path in engine.rglob("*") if path.is_file()):
-            link(file.resolve(), copy / file.relative_to(engine))
+        shutil.copytree(engine, copy, copy_function=disk.copy)
         return "engine"
     return str(engine.resolve())

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.fx import Node
 
-from slipway.compiler.cache import StageCache, digest, file_digest
+from slipway.compiler.cache import StageCache, digest, digest_of
+from slipway.compiler.disk import leave_page_cache
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.plan import PlannedGraph, weight_id
+from slipway.compiler.version import source_digest
 from slipway.plugins.plugin import PackedWeight
 
 
@@ -44,10 +44,11 @@ def pack_weights(planned: PlannedGraph, tensors: Mapping[str, torch.Tensor], ide
 
 
 def weight_parts(graph: Graph, weight: PackedWeight, identities: Identities) -> dict[str, str]:
-    """What the packed bytes depend on: the format and layout, the constant expression, the tensors it reads."""
+    """What the packed bytes depend on: the format and layout, the code that packs, the constant expression, the tensors it reads."""
     leaves = sorted({leaf for node in weight.nodes for leaf in leaf_names(node)})
     return {
         "layout": weight.key,
+        "slipway": source_digest("plugins", "quantization"),
         "expression": digest("\n".join(_expression(node) for node in weight.nodes)),
         "tensors": digest("".join(identities.tensor(name, graph) for name in leaves)),
     }
@@ -74,31 +75,9 @@ def _pack(graph: Graph, weight: PackedWeight, tensors: Mapping[str, torch.Tensor
           cache: StageCache) -> PackedFile:
     name, parts = _weight_name(weight), weight_parts(graph, weight, identities)
 
-    def make(folder: pathlib.Path) -> None:
-        folder.mkdir()
-        values = weight.pack(*(graph.evaluate(node, tensors) for node in weight.nodes))
-        _write(values, folder / "weight.bin")
-        (folder / "digest").write_text(digest(values.data))
+    def make(out: pathlib.Path) -> None:
+        out.write_bytes(weight.pack(*(graph.evaluate(node, tensors) for node in weight.nodes)).data)
 
-    entry = cache.fetch("weights", f"{name} {weight.key}", parts, make)
-    if file_digest(entry / "weight.bin") != (entry / "digest").read_text():
-        cache.forget("weights", parts)
-        entry = cache.fetch("weights", f"{name} {weight.key}", parts, make)
-    path = entry / "weight.bin"
-    _leave_page_cache(path)
-    return PackedFile(name, path, (entry / "digest").read_text(), path.stat().st_size)
-
-
-def _write(values: np.ndarray, path: pathlib.Path) -> None:
-    """Read-only, and on the disk: only then can the page cache let go of it."""
-    with open(path, "wb") as file:
-        file.write(values.data)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o444)
-
-
-def _leave_page_cache(path: pathlib.Path) -> None:
-    """Pages that came by writing or reading are small; the runtime's mapping brings them back as huge ones."""
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    path = cache.fetch("weights", f"{name} {weight.key}", parts, make)
+    leave_page_cache(path)
+    return PackedFile(name, path, digest_of(path), path.stat().st_size)

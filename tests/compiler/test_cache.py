@@ -45,10 +45,31 @@ def test_reasons_belong_to_an_output(build):
     assert build("elsewhere", a="2")[1].why == "never built here"
 
 
+def entry_in(folder):
+    (path,) = [path for path in (folder / "cache" / "kind").rglob("*") if path.is_file()]
+    return path
+
+
 def test_a_lost_entry_is_made_again(build, tmp_path):
     build(a="1")
-    StageCache(tmp_path / "cache", "out").forget("kind", {"a": "1"})
+    entry_in(tmp_path).unlink()
     assert build(a="1")[1].why == "its cache entry is gone"
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: data[:-1] + b"!", lambda data: data + b"!"])
+def test_a_damaged_entry_is_made_again(build, tmp_path, damage):
+    made = build(a="1")[0]
+    entry = entry_in(tmp_path)
+    entry.chmod(0o644)
+    entry.write_bytes(damage(entry.read_bytes()))
+    text, record = build(a="1")
+    assert (text, record.ran, record.why) == (made, True, "its cache entry is damaged")
+    assert build(a="1")[1].why == "cached"
+
+
+def test_entries_are_read_only(build, tmp_path):
+    build(a="1")
+    assert entry_in(tmp_path).stat().st_mode & 0o777 == 0o444
 
 
 def test_an_interrupted_stage_leaves_nothing(build, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slipway.compiler.directory import link, publishing
+from slipway.compiler.directory import SHARED_BYTES, place, publishing
 from slipway.compiler.errors import UserError
 
 
@@ -40,8 +40,10 @@ def test_an_empty_folder_may_become_an_engine(tmp_path):
     publish(tmp_path / "out")
 
 
-def test_links_share_bytes(tmp_path):
-    (tmp_path / "a").write_text("bytes")
-    link(tmp_path / "a", tmp_path / "folder" / "b")
-    link(tmp_path / "a", tmp_path / "folder" / "b")
-    assert (tmp_path / "a").samefile(tmp_path / "folder" / "b")
+@pytest.mark.parametrize(("size", "shared"), [(SHARED_BYTES, True), (SHARED_BYTES - 1, False)])
+def test_large_files_are_shared_and_small_ones_copied(tmp_path, size, shared):
+    (tmp_path / "a").write_bytes(bytes(size))
+    for _ in range(2):
+        place(tmp_path / "a", tmp_path / "folder" / "b")
+    assert (tmp_path / "folder" / "b").stat().st_size == size
+    assert (tmp_path / "a").samefile(tmp_path / "folder" / "b") == shared

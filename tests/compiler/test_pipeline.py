@@ -119,13 +119,22 @@ def test_a_damaged_engine_is_refused_in_one_sentence(build, tmp_path, damage):
 
 def test_a_damaged_cache_entry_is_made_again(build, tiny, cache):
     build("llama-linear")
-    victim = max((cache / "weights").rglob("weight.bin"), key=lambda path: path.stat().st_mtime)
+    victim = max((cache / "weights").glob("*/*"), key=lambda path: path.stat().st_mtime)
     data = victim.read_bytes()
     victim.unlink()
     victim.write_bytes(bytes(flip_a_bit(bytearray(data))))
     engine, report = build("llama-linear", out="again")
-    assert [stage.kind for stage in report.stages if stage.ran] == ["weights"]
+    assert [(stage.kind, stage.why) for stage in report.stages if stage.ran] == [("weights", "its cache entry is damaged")]
     assert divergence(tiny("llama-linear"), engine) < 0.01
+
+
+def test_an_engine_that_is_edited_leaves_the_cache_alone(build, tiny):
+    engine, _ = build("llama")
+    for path in [*engine.glob("kernels/*"), *engine.glob("weights/*")]:
+        path.write_bytes(b"")
+    engine, report = build("llama", out="again")
+    assert not [stage for stage in report.stages if stage.ran]
+    assert divergence(tiny("llama"), engine) < 0.01
 
 
 def test_a_failed_check_publishes_nothing(build, tmp_path):

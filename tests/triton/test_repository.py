@@ -76,6 +76,7 @@ def test_the_engine_is_named_or_copied(engine, tmp_path):
     copy = out / "demo-llama/1/engine"
     assert read_config(out, "demo-llama").parameters["engine"].string_value == "engine"
     assert (copy / "weights/a.bin").read_bytes() == b"weights"
+    assert (copy / "weights/a.bin").stat().st_nlink == 1
     write_repository(copy, out, "vllm")
     assert (copy / "weights/a.bin").is_file()
     write_repository(engine, out, "vllm")
