@@ -9,6 +9,7 @@ import pathlib
 from dataclasses import dataclass
 
 import torch
+import transformers
 
 from slipway.compiler import directory, env, graph_json, tokenizer_files, verify
 from slipway.compiler.cache import StageCache, digest
@@ -96,6 +97,7 @@ def _captured(job: Build) -> Graph:
         "max_sequence_length": str(job.limits.max_sequence_length),
         "slipway": source_digest("compiler", "plugins"),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
     with job.progress.stage("capture") as stage:
         def make(out: pathlib.Path) -> None:

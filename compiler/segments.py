@@ -16,6 +16,7 @@ from slipway.compiler.errors import UserError
 from slipway.compiler.identity import Identities
 from slipway.compiler.plan import PlannedGraph, PlannedStep, Value, View, is_view, resolve
 from slipway.compiler.weights import leaf_names
+from slipway.compiler.version import source_digest
 from slipway.plugins import registry
 
 EXAMPLE_ROWS = 3
@@ -38,6 +39,7 @@ def _compile(planned: PlannedGraph, step: PlannedStep, tensors: Mapping[str, tor
     parts = {
         "code": digest(module.code + str([tuple(b.shape) for b in module.buffers()])),
         "tensors": digest("".join(identities.tensor(name, planned.graph) for name in leaves)),
+        "slipway": source_digest("compiler/segments.py", "plugins"),
         "exporter": torch.__version__,
     }
     return cache.fetch("segments", step.name, parts, lambda out: _export(module, out))

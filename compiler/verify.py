@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -20,13 +21,15 @@ from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.errors import InternalError
 from slipway.compiler.identity import Identities
-from slipway.compiler.machine import memory_bytes
+from slipway.compiler.machine import cores, memory_bytes, processor
+from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import Recipe
 from slipway.runtime.manifest import Manifest
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
 WINDOW = 256  # tokens
 WINDOWS = 8
+LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers")
 LARGE_MODEL_PARAMETERS = 100_000_000  # from here on one window must do: float32 in torch is slow
 MEMORY_SHARE = 0.6  # of what is free, for the reference
 
@@ -51,17 +54,28 @@ def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: 
     if recipe.verify.when == "never" or (recipe.verify.when == "auto" and not reference_fits(checkpoint)):
         return None
     windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length)
-    parts = {
-        "engine": digest(json.dumps({name: file.xxh3_128 for name, file in Manifest.read(engine).files.items()})),
-        "checkpoint": digest("".join(identities.file(path) for path in checkpoint.files())),
-        "tokens": digest(windows.tobytes()),
-    }
+    parts = accuracy_parts(Manifest.read(engine), checkpoint, windows, identities)
     measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows))))
     accuracy = Accuracy(**json.loads(measured.read_text()), limit=recipe.verify.kl)
     if not accuracy.kl <= accuracy.limit:
         raise recipe.error(("verify", "kl"), f"the engine misses its accuracy: KL {accuracy.kl:.2g} nats a token", f"at most {accuracy.limit:g}",
                            "raise the precision (precision.weights, precision.lm_head, a smaller group_size), or state what you accept")
     return accuracy
+
+
+def accuracy_parts(described: Manifest, checkpoint: Checkpoint, windows: np.ndarray, identities: Identities) -> dict[str, str]:
+    """What the measurement depends on: both models, the code and the machine that run them, the text."""
+    return {
+        "files": digest(json.dumps({name: file.xxh3_128 for name, file in described.files.items()}, sort_keys=True)),
+        "plan": digest(str((described.plan, described.limits, described.target))),
+        "threads": str(described.recipe["cpu"]["threads"]),
+        "checkpoint": digest("".join(identities.file(path) for path in checkpoint.files())),
+        "tokens": digest(windows.tobytes()),
+        "slipway": source_digest("compiler/verify.py"),
+        "runtime": runtime_digest(),
+        "libraries": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
+        "machine": f"{processor()}, {cores()} cores",
+    }
 
 
 def reference_fits(checkpoint: Checkpoint) -> bool:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from slipway.compiler import pipeline
+from slipway.compiler import pipeline, verify
 from slipway.compiler.errors import UserError
 from slipway.compiler.progress import Progress
 from slipway.recipes import schema
@@ -141,6 +141,25 @@ def test_a_failed_check_publishes_nothing(build, tmp_path):
     with pytest.raises(UserError, match="misses its accuracy"):
         build("llama", "verify.when=always", "verify.kl=1e-12", out="never")
     assert not [path.name for path in tmp_path.iterdir() if "never" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("override", "patched", "why"),
+    [
+        ("limits.max_batch_tokens=32", None, "cached"),
+        ("limits.max_batch_tokens=16", None, "changed: plan"),
+        ("cpu.threads=1", None, "changed: threads"),
+        ("cpu.threads=2", "runtime_digest", "changed: runtime"),
+        ("cpu.threads=2", "processor", "changed: machine"),
+    ],
+)
+def test_accuracy_is_measured_again_when_anything_it_depends_on_changed(build, monkeypatch, override, patched, why):
+    build("qwen2", "verify.when=always", "verify.kl=1")
+    if patched:
+        monkeypatch.setattr(verify, patched, lambda: "another")
+    _, report = build("qwen2", "verify.when=always", "verify.kl=1", override)
+    (measured,) = [stage for stage in report.stages if stage.kind == "accuracy"]
+    assert measured.why == why
 
 
 def test_every_isa_builds(build):
