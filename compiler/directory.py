@@ -1,10 +1,18 @@
-"""Assembles an engine directory beside its destination and renames it into place once it is whole."""
+"""Assembles an engine directory beside its destination and puts it there, whole, in one step of the file system.
+
+A draft is locked by the process that fills it; one that nobody holds was left by a process that died, and is removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 
@@ -12,40 +20,81 @@ from slipway.compiler import disk
 from slipway.compiler.errors import UserError
 
 SHARED_BYTES = 1 << 20  # from here on a copy is worth avoiding
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def check_destination(out: pathlib.Path) -> None:
-    """Refuses a destination that holds something other than an engine."""
+    """Refuses a destination that holds something other than an engine, or that nothing can take the place of."""
     if out.exists() and not (out / "engine.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(str(out), "exists and is not an engine directory", "a new path, or an engine to replace")
+    if out.resolve().is_mount():
+        raise UserError(str(out), "is a mount point, which cannot be replaced", "a folder in it", f"-o {out / 'engine'}")
 
 
 @contextlib.contextmanager
 def publishing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill; published as `out` when the block ends well, removed when it does not."""
+    """A folder to fill; published as `out`, where a link leads to, when the block ends well, removed when it does not."""
+    out = out.resolve()
     check_destination(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
+    for draft in out.parent.glob(f".{glob.escape(out.name)}.*.draft"):
+        with contextlib.suppress(OSError), _locked(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+    draft = out.parent / f".{out.name}.{secrets.token_hex(4)}.draft"
     draft.mkdir()
     try:
-        yield draft
-        _swap(draft, out)
+        with _locked(draft):
+            yield draft
+            for path in [*draft.rglob("*"), draft]:
+                disk.write_through(path)
+            check_destination(out)
+            replace_folder(draft, out)
+            disk.write_through(out.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _swap(draft: pathlib.Path, out: pathlib.Path) -> None:
-    old = out.parent / f".{out.name}.{os.getpid()}.old"
-    if out.exists():
-        os.rename(out, old)
+def replace_folder(draft: pathlib.Path, out: pathlib.Path) -> None:
+    """Renames `draft` to `out`; what was there is `draft` afterwards. Where the file system can exchange, `out` is never absent."""
+    if not out.exists():
+        return os.rename(draft, out)
+    try:
+        _exchange(draft, out)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:
+            raise
+        _exchange_by_turns(draft, out)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, "no renameat2 in this C library")
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
+def _exchange_by_turns(draft: pathlib.Path, out: pathlib.Path) -> None:
+    old = draft.with_suffix(".old")
+    os.rename(out, old)
     try:
         os.rename(draft, out)
-    except OSError:
-        if old.exists():
-            os.rename(old, out)
+    except BaseException:
+        os.rename(old, out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    os.rename(old, draft)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Raises OSError if another process holds the folder, or it is gone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def place(source: pathlib.Path, destination: pathlib.Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -52,7 +50,6 @@ def serve(repository: Path, host: str, ports: tuple[int, ...]) -> None:
     from slipway.runtime.errors import EngineError
     from slipway.runtime.triton.server import Server
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, and so stops the server
     http_port, grpc_port, metrics_port = ports
     server = Server(repository, host, http_port, grpc_port, metrics_port, progress=lambda line: click.echo(line, err=True))
     with server:

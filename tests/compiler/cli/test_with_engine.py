@@ -32,6 +32,23 @@ def engine(tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_build_that_is_stopped_leaves_nothing(engine, tmp_path, number, code):
+    process = subprocess.Popen(command("build", "demo-llama/cpu-bf16", "--set", "runtime.deterministic=true", "-o", tmp_path / "engine"), stderr=subprocess.PIPE)
+    wait_for(lambda: list(tmp_path.glob(".engine.*.draft")))
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not list(tmp_path.iterdir())
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_run_prints_the_completion_alone(engine):
     options = [engine, PROMPT, "--max-tokens", 24, "--temperature", 0]
     streamed, whole, as_json = (slipway("run", *options, *more) for more in ([], ["--no-stream"], ["--json"]))
