@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import pathlib
 import subprocess
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from slipway.compiler import env
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.errors import UserError
 from slipway.compiler.target import CPU_ISAS, host_isa
+from slipway.runtime.machine import usable_cores
 
 PROBE = pathlib.Path(__file__).with_name("machine_probe.cpp")
 READ_BYTES = 1 << 27  # a thread: more than a core's share of the caches
@@ -31,24 +31,12 @@ class MachineLimits:
         return max(bytes_moved / self.read_bytes_per_s, flops / self.flops_per_s)
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def processor() -> str:
     """The processor's name, as Linux gives it."""
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "unknown processor"
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Memory of this machine, and what is available of it."""
-    lines = (line.split() for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-    sizes = {words[0]: int(words[1]) * 1024 for words in lines}
-    return sizes["MemTotal:"], sizes["MemAvailable:"]
 
 
 def compiler_line() -> str | None:
@@ -63,7 +51,7 @@ def measure_limits(threads: int | None = None) -> MachineLimits:
     """Takes about half a second, and a second more the first time. Raises UserError where there is no compiler."""
     library = ctypes.CDLL(str(_library()))
     library.slipway_read_bandwidth.restype = library.slipway_multiply_rate.restype = ctypes.c_double
-    threads = threads or cores()
+    threads = threads or usable_cores()
     bandwidth = library.slipway_read_bandwidth(threads, ctypes.c_int64(READ_BYTES), ROUNDS)
     return MachineLimits(threads, bandwidth, library.slipway_multiply_rate(threads, ROUNDS))
 

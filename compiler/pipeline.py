@@ -19,7 +19,7 @@ from slipway.compiler.errors import InternalError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.kernels import compile_library, library_parts
-from slipway.compiler.machine import cores, measure_limits, memory_bytes
+from slipway.compiler.machine import measure_limits
 from slipway.compiler.plan import PlannedGraph, lay_out, make_plan, plan_graph
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
@@ -31,6 +31,7 @@ from slipway.passes.pipeline import run_passes
 from slipway.quantization import formats
 from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest
+from slipway.runtime.machine import available_bytes, usable_cores
 
 LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
 STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify")
@@ -129,13 +130,12 @@ def _modules(node: torch.fx.Node, weight: torch.fx.Node) -> set[str]:
     return {name.removesuffix(".weight") for name in leaf_names(weight)}
 
 
-def num_blocks_of(job: Build, block_bytes: int) -> int:
-    """KV blocks of the recipe's kv_cache_tokens; auto: every sequence at full length, in half of the free memory."""
+def num_blocks_of(job: Build) -> int:
+    """KV blocks of the recipe's kv_cache_tokens; auto: every sequence at full length."""
     stated = job.recipe.limits.kv_cache_tokens
     if stated != "auto":
         return math.ceil(stated / BLOCK_SIZE)
-    all_full = job.limits.max_sequences * math.ceil(job.limits.max_sequence_length / BLOCK_SIZE)
-    return max(math.ceil(job.limits.max_sequence_length / BLOCK_SIZE), min(all_full, memory_bytes()[1] // 2 // block_bytes))
+    return job.limits.max_sequences * math.ceil(job.limits.max_sequence_length / BLOCK_SIZE)
 
 
 def _block_bytes(planned: PlannedGraph) -> int:
@@ -144,8 +144,14 @@ def _block_bytes(planned: PlannedGraph) -> int:
 
 
 def _memory(job: Build, planned: PlannedGraph, weight_bytes: int) -> Memory:
-    blocks = num_blocks_of(job, _block_bytes(planned))
-    return Memory(weight_bytes, blocks * _block_bytes(planned), blocks * BLOCK_SIZE, lay_out(planned, job.limits)[2])
+    """Of the engine as this machine would load it now."""
+    block_bytes, activations = _block_bytes(planned), lay_out(planned, job.limits)[2]
+    cache = manifest.KvCache(1, BLOCK_SIZE, block_bytes, num_blocks_of(job))
+    if job.recipe.limits.kv_cache_tokens == "auto":
+        blocks = cache.blocks_within(available_bytes() - weight_bytes - activations, job.limits)
+    else:
+        blocks = cache.num_blocks
+    return Memory(weight_bytes, blocks * block_bytes, blocks * BLOCK_SIZE, activations)
 
 
 def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
@@ -172,9 +178,9 @@ def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:
 def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     kernels = planned.kernels()
     with job.progress.stage("compile kernels", total=len({k.symbol for k in kernels}), unit="kernels") as stage:
-        library = compile_library(kernels, job.target, job.cache, cores(), stage.advance)
+        library = compile_library(kernels, job.target, job.cache, usable_cores(), stage.advance)
     with job.progress.stage("pack weights", total=len(planned.weights()), unit="weights") as stage:
-        packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, cores(), stage.advance)
+        packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, usable_cores(), stage.advance)
         segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
     with directory.publishing(job.out) as draft:
         with job.progress.stage("write the engine"):
@@ -201,7 +207,7 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
     tokenizer = tokenizer_files.write_tokenizer(job.checkpoint, draft / "tokenizer")
     weights = {key: manifest.WeightRef(file.name, f"{file.digest}.bin", file.bytes) for key, file in packed.items()}
     names = {number: f"{path.name}.onnx" for number, path in segments.items()}
-    plan = make_plan(planned, job.limits, num_blocks_of(job, _block_bytes(planned)), library_name, weights, names)
+    plan = make_plan(planned, job.limits, num_blocks_of(job), library_name, weights, names)
     _write_explanation(plan, draft)
     described = manifest.Manifest(
         model=job.recipe.model,

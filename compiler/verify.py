@@ -21,9 +21,10 @@ from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.errors import InternalError
 from slipway.compiler.identity import Identities
-from slipway.compiler.machine import cores, memory_bytes, processor
+from slipway.compiler.machine import processor
 from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import Recipe
+from slipway.runtime.machine import available_bytes, usable_cores
 from slipway.runtime.manifest import Manifest
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
@@ -74,12 +75,12 @@ def accuracy_parts(described: Manifest, checkpoint: Checkpoint, windows: np.ndar
         "slipway": source_digest("compiler/verify.py"),
         "runtime": runtime_digest(),
         "libraries": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
-        "machine": f"{processor()}, {cores()} cores",
+        "machine": f"{processor()}, {usable_cores()} cores",
     }
 
 
 def reference_fits(checkpoint: Checkpoint) -> bool:
-    return 4 * num_parameters(checkpoint) < MEMORY_SHARE * memory_bytes()[1]
+    return 4 * num_parameters(checkpoint) < MEMORY_SHARE * available_bytes()
 
 
 def num_parameters(checkpoint: Checkpoint) -> int:

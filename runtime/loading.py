@@ -37,6 +37,11 @@ def stated_threads(manifest: Manifest) -> int | None:
     return None if threads == "auto" else threads
 
 
+def has_auto_cache(manifest: Manifest) -> bool:
+    """The size of the KV cache is chosen at load, by the machine."""
+    return manifest.recipe.get("limits", {}).get("kv_cache_tokens") == "auto"
+
+
 def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
     """Raises EngineError if this processor cannot run the engine's kernels."""
     missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
@@ -54,11 +59,13 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
     """KV blocks to allocate. Raises EngineError if they, or anything else, would not fit."""
     plan, limits = manifest.plan, manifest.limits
     block_bytes = plan.kv.layers * plan.kv.block_bytes
-    asked = options.kv_tokens
-    blocks = plan.kv.num_blocks if asked is None else -(-asked // plan.kv.block_size)
     scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
     rest = scratch + sum(weight.bytes for weight in plan.weights) + limits.max_logit_rows * plan.vocab_size
     available = machine.available_bytes()
+    if options.kv_tokens is not None:
+        blocks = -(-options.kv_tokens // plan.kv.block_size)
+    else:
+        blocks = plan.kv.blocks_within(available - rest, limits) if has_auto_cache(manifest) else plan.kv.num_blocks
     if rest + blocks * block_bytes > available:
         fitting = max(0, (available - rest) // max(1, block_bytes)) * plan.kv.block_size
         raise EngineError(

@@ -28,6 +28,12 @@ def usable_cores() -> int:
     return cores
 
 
+def total_bytes() -> int:
+    """Memory there is, or less where a control group grants less."""
+    limits = [int(limit) for group in _cgroups() if (limit := _read(group / "memory.max")).isdigit()]
+    return min([_fields(pathlib.Path("/proc/meminfo"))["MemTotal:"] * 1024, *limits])
+
+
 def available_bytes() -> int:
     """Memory that can be had without swapping; page cache counts as free."""
     available = _fields(pathlib.Path("/proc/meminfo"))["MemAvailable:"] * 1024

@@ -83,7 +83,12 @@ class KvCache:
     layers: int
     block_size: int
     block_bytes: int  # of one layer: K and V of every KV head
-    num_blocks: int  # default; the runtime may be told to use another number
+    num_blocks: int  # default, at most so many with kv_cache_tokens: auto; the runtime may be told to use another number
+
+    def blocks_within(self, free_bytes: int, limits: Limits) -> int:
+        """What `auto` gives: num_blocks, or as many as half of the memory holds, but one sequence of full length in any case."""
+        fitting = free_bytes // 2 // max(1, self.layers * self.block_bytes)
+        return max(-(-limits.max_sequence_length // self.block_size), min(self.num_blocks, fitting))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ ALLOWED = {
     "quantization": {"quantization", "compiler.errors"},
     "plugins": {"plugins", "quantization", *CORE},
     "passes": {"passes", "plugins", "quantization", "compiler.graph_json", *CORE},
-    "compiler": {"compiler", "passes", "plugins", "quantization", "recipes", "runtime.manifest"},
+    "compiler": {"compiler", "passes", "plugins", "quantization", "recipes", "runtime.manifest", "runtime.machine"},
     "compiler/cli": {"compiler", "passes", "plugins", "quantization", "recipes", "runtime"},
     "runtime": {"runtime"},
 }

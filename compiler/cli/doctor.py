@@ -80,20 +80,20 @@ def torch() -> Finding:
 def processor() -> Finding:
     from slipway.compiler import machine
     from slipway.compiler.target import CPU_ISAS, host_flags, host_isa
+    from slipway.runtime.machine import usable_cores
 
     name = machine.processor()
     if host_isa() is None:
         missing = sorted(set(CPU_ISAS["avx2"][0]) - host_flags())
         return Finding("processor", False, f"{name} lacks {', '.join(missing)}", "no engine runs on it")
     runnable = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
-    return Finding("processor", True, f"{name}, {machine.cores()} cores; runs cpu engines for {', '.join(runnable)}")
+    return Finding("processor", True, f"{name}, {usable_cores()} cores; runs cpu engines for {', '.join(runnable)}")
 
 
 def memory() -> Finding:
-    from slipway.compiler import machine
+    from slipway.runtime.machine import available_bytes, total_bytes
 
-    total, available = machine.memory_bytes()
-    return Finding("memory", True, f"{bytes_text(available)} free of {bytes_text(total)}")
+    return Finding("memory", True, f"{bytes_text(available_bytes())} free of {bytes_text(total_bytes())}")
 
 
 def runtime() -> Finding:

@@ -48,12 +48,17 @@ def overview(manifest) -> list[tuple[str, str]]:
         ("weights", precision_text(precision)),
         ("sequences", f"{limits.max_sequences} at once, of {count_text(limits.max_sequence_length)} tokens at most"),
         ("a step", f"{count_text(limits.max_batch_tokens)} tokens, {count_text(limits.max_logit_rows)} logit rows at most"),
-        ("KV cache", f"{count_text(kv.num_blocks * kv.block_size)} tokens, {bytes_text(kv.num_blocks * kv.layers * kv.block_bytes)}"),
+        ("KV cache", cache_text(kv, manifest.recipe.get("limits", {}).get("kv_cache_tokens") == "auto")),
         ("arena", bytes_text(manifest.plan.arena_bytes)),
         ("deterministic", "yes" if manifest.deterministic else "no"),
         ("chat template", "yes" if manifest.tokenizer and manifest.tokenizer.has_chat_template else "no"),
         ("built by", f"slipway {manifest.slipway_version}"),
     ]
+
+
+def cache_text(kv, auto: bool) -> str:
+    size = f"{count_text(kv.num_blocks * kv.block_size)} tokens, {bytes_text(kv.num_blocks * kv.layers * kv.block_bytes)}"
+    return f"auto: {size}, or what half of the memory holds at load" if auto else size
 
 
 def precision_text(precision: dict) -> str:

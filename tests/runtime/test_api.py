@@ -11,7 +11,7 @@ from toy_engine import Toy, byte_tokenizer, edit
 from slipway.runtime import loading, machine
 from slipway.runtime.chat import ChatTemplate
 from slipway.runtime.engine import Engine, EngineError, RequestError, SamplingParams
-from slipway.runtime.manifest import Target
+from slipway.runtime.manifest import KvCache, Limits, Manifest, Target
 from slipway.runtime.parallel import for_each
 from slipway.runtime.vocabulary import Vocabulary, read_vocabulary
 
@@ -137,14 +137,31 @@ def test_memory_is_counted_before_it_is_taken(toy, monkeypatch):
 
 
 def test_the_kv_tokens_a_refusal_names_fit(toy, monkeypatch):
-    from slipway.runtime.manifest import Manifest
-
     manifest = Manifest.read(toy())
     monkeypatch.setattr(machine, "available_bytes", lambda: 10**6)
     with pytest.raises(EngineError) as error:
         loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=10**7))
     fitting = int(str(error.value).split()[-1])
     assert loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=fitting)) * 4 == fitting
+
+
+@pytest.mark.parametrize(("free_blocks", "blocks"), [(1000, 64), (64, 32), (3, 16)])
+def test_an_automatic_kv_cache_takes_half_of_the_memory_at_most(free_blocks, blocks):
+    kv = KvCache(layers=2, block_size=32, block_bytes=100, num_blocks=64)
+    limits = Limits(max_sequence_length=16 * 32 - 1, max_batch_tokens=64, max_sequences=4, max_logit_rows=4)
+    assert kv.blocks_within(free_blocks * 200, limits) == blocks
+
+
+def test_an_automatic_kv_cache_goes_by_the_machine_that_loads_the_engine(toy, monkeypatch):
+    manifest = Manifest.read(toy())
+    plan = replace(manifest.plan, kv=replace(manifest.plan.kv, num_blocks=10**9))
+    auto = replace(manifest, plan=plan, recipe={"limits": {"kv_cache_tokens": "auto"}})
+    monkeypatch.setattr(machine, "available_bytes", lambda: 10**9)
+    blocks = loading.choose_blocks(auto, loading.Options(threads=1))
+    assert 0.49e9 < blocks * plan.kv.layers * plan.kv.block_bytes <= 0.5e9
+    assert loading.choose_blocks(auto, loading.Options(threads=1, kv_tokens=plan.kv.block_size)) == 1
+    with pytest.raises(EngineError, match="ask for kv_tokens"):
+        loading.choose_blocks(replace(auto, recipe={}), loading.Options(threads=1))
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": True}, {"kv_tokens": -4}, {"kv_tokens": 1.5}])
@@ -168,6 +185,9 @@ def test_cores_and_memory_obey_the_control_group(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_cgroups", lambda: iter([group, group.parent]))
     assert machine.usable_cores() == 1
     assert machine.available_bytes() == 250000
+    assert machine.total_bytes() == 1000000
+    monkeypatch.setattr(machine, "_cgroups", lambda: iter([]))
+    assert machine.usable_cores() >= 1 and 0 < machine.available_bytes() <= machine.total_bytes()
 
 
 def test_the_runtime_needs_neither_torch_nor_the_compiler():
