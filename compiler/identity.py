@@ -1,10 +1,11 @@
-"""Content hashes of a checkpoint's files, remembered by path, size and time so that an unchanged file is hashed once."""
+"""Content hashes of a checkpoint's files, remembered by path, inode, size and times so that an unchanged file is hashed once."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
+import threading
 
 from slipway.compiler.cache import digest, file_digest
 from slipway.compiler.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ class Identities:
             self.memo: dict[str, str] = json.loads(self.memo_path.read_text())
         except (OSError, ValueError):
             self.memo = {}
+        self.hashing: dict[str, threading.Lock] = {}
 
     def tensor(self, name: str, graph: Graph) -> str:
         """A weight: its name and the content of the file that holds it. A constant of the graph: its values."""
@@ -28,10 +30,12 @@ class Identities:
         return digest(f"{name} {self.file(self.checkpoint.file_of(name))}")
 
     def file(self, path: pathlib.Path) -> str:
+        """Threads that ask for the same file wait for the one that reads it."""
         status = path.stat()
-        key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-        if key not in self.memo:
-            self.memo[key] = file_digest(path)
+        key = f"{path.resolve()} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        with self.hashing.setdefault(key, threading.Lock()):
+            if key not in self.memo:
+                self.memo[key] = file_digest(path)
         return self.memo[key]
 
     def save(self) -> None:
