@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 from slipway.compiler.disk import write_through
+from slipway.compiler.eviction import mark_used
 
 
 def digest(data: bytes | memoryview | str) -> str:
@@ -77,6 +78,8 @@ class StageCache:
         why = "cached" if entry else "its cache entry is damaged" if entries else self._why(kind, subject, parts)
         for damaged in entries if entry is None else ():
             damaged.unlink(missing_ok=True)
+        if entry:
+            mark_used(entry)
         self._remember(StageRecord(kind, subject, entry is None, why), parts)
         return entry or self._make(kind, parts, make)
 

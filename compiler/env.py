@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 
 from slipway.compiler.errors import UserError
 
 VARIABLES = {
     "SLIPWAY_DEBUG": "0..5: times, diffs, declined rewrites, rendered kernels, compiler commands",
     "SLIPWAY_CACHE": "folder of the stage cache (default: ~/.cache/slipway)",
+    "SLIPWAY_CACHE_SIZE": "what the stage cache may hold beside engines, as 500MB, 50GB or 1TB (default: 50GB)",
     "SLIPWAY_CXX": "C++ compiler for host kernels (default: c++)",
 }
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def check() -> None:
@@ -31,6 +35,15 @@ def debug() -> int:
 
 def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("SLIPWAY_CACHE") or pathlib.Path.home() / ".cache" / "slipway")
+
+
+def cache_bytes() -> int:
+    """The size the stage cache is kept within."""
+    text = os.environ.get("SLIPWAY_CACHE_SIZE") or "50GB"
+    found = re.fullmatch(r"(\d{1,9}) ?(MB|GB|TB)", text)
+    if not found:
+        raise UserError("environment: SLIPWAY_CACHE_SIZE", repr(text), "a size, as 500MB, 50GB or 1TB")
+    return int(found[1]) * UNITS[found[2]]
 
 
 def cxx() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from slipway.compiler import directory, env, graph_json, tokenizer_files, verify
+from slipway.compiler import directory, env, eviction, graph_json, tokenizer_files, verify
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.capture import BLOCK_SIZE, capture
 from slipway.compiler.checkpoint import Checkpoint
@@ -54,6 +54,7 @@ class Build:
 def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress: Progress, why: bool = False, dry_run: bool = False) -> BuildReport:
     """Builds and publishes the engine directory `out`; with dry_run, only says what would be done."""
     directory.check_destination(out)
+    cache_bytes = env.cache_bytes()
     loaded = Checkpoint(checkpoint)
     cache = StageCache(env.cache_dir(), str(out.resolve()))
     job = Build(recipe, loaded, out, target_of(recipe), limits_of(recipe), cache, Identities(loaded, env.cache_dir()), progress)
@@ -65,6 +66,7 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
         job.identities.save()
         if not dry_run:
             cache.close()
+            eviction.evict(cache.root, cache_bytes)
 
 
 def target_of(recipe: Recipe) -> Target:

@@ -54,7 +54,7 @@ MARKS = {True: "ok  ", False: "miss", None: "-   "}
 
 
 def examine(measure: bool) -> list[Finding]:
-    findings = [python(), cxx(), torch(), processor(), memory(), runtime(), triton(), gpu()]
+    findings = [python(), cxx(), torch(), processor(), memory(), cache(), runtime(), triton(), gpu()]
     return [*findings, limits()] if measure else findings
 
 
@@ -94,6 +94,13 @@ def memory() -> Finding:
     from slipway.runtime.machine import available_bytes, total_bytes
 
     return Finding("memory", True, f"{bytes_text(available_bytes())} free of {bytes_text(total_bytes())}")
+
+
+def cache() -> Finding:
+    from slipway.compiler import env, eviction
+
+    held = bytes_text(eviction.own_bytes(env.cache_dir()))
+    return Finding("cache", True, f"{held} of at most {bytes_text(env.cache_bytes())} in {env.cache_dir()}")
 
 
 def runtime() -> Finding:
