@@ -184,17 +184,18 @@ def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     with job.progress.stage("pack weights", total=len(planned.weights()), unit="weights") as stage:
         packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, usable_cores(), stage.advance)
         segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
+    unverified = verify.declined(job.recipe, job.checkpoint)
     with directory.publishing(job.out) as draft:
         with job.progress.stage("write the engine"):
             described = _write(job, planned, draft, library, packed, segments)
         with job.progress.stage("verify"):
-            accuracy = verify.verify(job.recipe, job.checkpoint, draft, job.cache, job.identities)
+            accuracy = None if unverified else verify.verify(job.recipe, job.checkpoint, draft, job.cache, job.identities)
         if accuracy:
             verify.write(accuracy, draft)
             files = described.files | {"verify.json": manifest.hash_file(draft / "verify.json")}
             dataclasses.replace(described, files=files).write(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
-    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy)
+    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified)
 
 
 def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],

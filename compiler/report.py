@@ -34,7 +34,7 @@ class Prediction:
 
 @dataclass
 class BuildReport:
-    """`segments`: steps that run in ONNX Runtime, with the reason. `accuracy`: None where the recipe does without."""
+    """`segments`: steps that run in ONNX Runtime, with the reason. `unverified`: why a build has no `accuracy`."""
 
     out: pathlib.Path
     dry_run: bool
@@ -44,6 +44,7 @@ class BuildReport:
     stages: list[StageRecord] = field(default_factory=list)
     segments: dict[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
+    unverified: str | None = None
 
     def text(self) -> str:
         lines = self._stage_lines() if self.dry_run or self.show_why else []
@@ -54,6 +55,8 @@ class BuildReport:
             lines.append(f"at most {p.batch_1:.3g} tokens/s for one sequence, {p.batch_max:.3g} for {p.max_sequences}, by this machine's limits")
         if self.accuracy:
             lines.append(self._accuracy_line())
+        if self.unverified:
+            lines.append(f"not verified: {self.unverified}")
         lines.append(f"{self.out}: {'would be built' if self.dry_run else 'built'}")
         return "\n".join(lines)
 

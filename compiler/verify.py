@@ -22,6 +22,7 @@ from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.errors import InternalError
 from slipway.compiler.identity import Identities
 from slipway.compiler.machine import processor
+from slipway.compiler.quantities import bytes_text
 from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import Recipe
 from slipway.runtime.machine import available_bytes, usable_cores
@@ -50,10 +51,18 @@ class Accuracy:
     limit: float
 
 
-def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: StageCache, identities: Identities) -> Accuracy | None:
-    """The engine's accuracy; None where the recipe does without. Raises UserError on a miss."""
-    if recipe.verify.when == "never" or (recipe.verify.when == "auto" and not reference_fits(checkpoint)):
-        return None
+def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
+    """Why this build goes without a measurement, None if it does not."""
+    if recipe.verify.when == "never":
+        return "verify.when is never"
+    needed, available = 4 * num_parameters(checkpoint), available_bytes()
+    if recipe.verify.when == "auto" and needed >= MEMORY_SHARE * available:
+        return f"the checkpoint takes {bytes_text(needed)} in float32, {bytes_text(available)} of memory are free"
+    return None
+
+
+def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: StageCache, identities: Identities) -> Accuracy:
+    """The engine's accuracy. Raises UserError on a miss."""
     windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length)
     parts = accuracy_parts(Manifest.read(engine), checkpoint, windows, identities)
     measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows))))
@@ -77,10 +86,6 @@ def accuracy_parts(described: Manifest, checkpoint: Checkpoint, windows: np.ndar
         "libraries": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
         "machine": f"{processor()}, {usable_cores()} cores",
     }
-
-
-def reference_fits(checkpoint: Checkpoint) -> bool:
-    return 4 * num_parameters(checkpoint) < MEMORY_SHARE * available_bytes()
 
 
 def num_parameters(checkpoint: Checkpoint) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def inspect(engine: Path, as_json: bool) -> None:
     from slipway.runtime.manifest import Manifest
 
     manifest = Manifest.read(engine)
+    accuracy = accuracy_of(manifest, engine)
     if as_json:
-        print_json(summary(manifest))
+        print_json(summary(manifest) | {"accuracy": accuracy})
         return
-    click.echo(facts(overview(manifest)))
+    click.echo(facts([*overview(manifest), ("accuracy", accuracy_text(accuracy))]))
     click.echo("\nPlan, in groups of the same step in every layer")
     click.echo(plan_table(group_steps(manifest)))
     click.echo("\nFiles")
@@ -59,6 +61,24 @@ def overview(manifest) -> list[tuple[str, str]]:
 def cache_text(kv, auto: bool) -> str:
     size = f"{count_text(kv.num_blocks * kv.block_size)} tokens, {bytes_text(kv.num_blocks * kv.layers * kv.block_bytes)}"
     return f"auto: {size}, or what half of the memory holds at load" if auto else size
+
+
+def accuracy_of(manifest, engine: Path) -> dict | None:
+    """What the build measured, None if it did not."""
+    from slipway.runtime.errors import EngineError
+
+    if "verify.json" not in manifest.files:
+        return None
+    try:
+        return json.loads((engine / "verify.json").read_text())
+    except ValueError as error:
+        raise EngineError(str(engine / "verify.json"), f"not JSON ({error})", hint="the engine is damaged: copy or build it again") from None
+
+
+def accuracy_text(accuracy: dict | None) -> str:
+    if accuracy is None:
+        return "not verified"
+    return f"verified: KL {accuracy['kl']:.2g} nats a token, top-1 agreement {accuracy['top1']:.1%} over {accuracy['tokens']} tokens"
 
 
 def precision_text(precision: dict) -> str:

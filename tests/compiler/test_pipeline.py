@@ -1,6 +1,7 @@
 """The whole pipeline on tiny random checkpoints: what is built says what transformers says, and only what changed is built again."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -141,6 +142,13 @@ def test_a_failed_check_publishes_nothing(build, tmp_path):
     with pytest.raises(UserError, match="misses its accuracy"):
         build("llama", "verify.when=always", "verify.kl=1e-12", out="never")
     assert not [path.name for path in tmp_path.iterdir() if "never" in path.name]
+
+
+def test_a_build_that_is_not_verified_says_so(build, monkeypatch):
+    assert "\nnot verified: verify.when is never\n" in build("qwen2")[1].text()
+    monkeypatch.setattr(verify, "available_bytes", lambda: 1000)
+    text = build("qwen2", "verify.when=auto")[1].text()
+    assert re.search(r"\nnot verified: the checkpoint takes \d+ kB in float32, 1 kB of memory are free\n", text)
 
 
 @pytest.mark.parametrize(

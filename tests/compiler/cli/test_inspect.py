@@ -1,10 +1,12 @@
 """`slipway inspect`, `check` and `explain` read a true manifest."""
 
+import dataclasses
 import json
 
 import pytest
 from slipway.compiler import machine
 from slipway.compiler.cli.steps import Work, group_steps
+from slipway.runtime import manifest as m
 from slipway.runtime.errors import EngineError
 
 
@@ -19,6 +21,22 @@ def test_inspect(cli, engine_dir, golden):
     outcome = cli("inspect", engine_dir)
     assert (outcome.code, outcome.err) == (0, "")
     golden("cli/inspect_output.txt", outcome.out)
+
+
+def test_inspect_says_how_accurate_the_engine_is(cli, engine_dir):
+    assert "\naccuracy       not verified\n" in cli("inspect", engine_dir).out
+    (engine_dir / "verify.json").write_text(json.dumps({"kl": 0.0123, "top1": 0.987, "tokens": 256}))
+    described = m.Manifest.read(engine_dir)
+    files = described.files | {"verify.json": m.hash_file(engine_dir / "verify.json")}
+    dataclasses.replace(described, files=files).write(engine_dir)
+    assert "\naccuracy       verified: KL 0.012 nats a token, top-1 agreement 98.7% over 256 tokens\n" in cli("inspect", engine_dir).out
+    assert json.loads(cli("inspect", engine_dir, "--json").out)["accuracy"]["kl"] == 0.0123
+
+
+def test_inspect_says_what_an_automatic_cache_is(cli, engine_dir):
+    described = m.Manifest.read(engine_dir)
+    dataclasses.replace(described, recipe={"limits": {"kv_cache_tokens": "auto"}}).write(engine_dir)
+    assert "auto: 512 tokens, 131 kB, or what half of the memory holds at load" in cli("inspect", engine_dir).out
 
 
 def test_inspect_json(cli, engine_dir):
