@@ -48,12 +48,15 @@ def compiler_line() -> str | None:
 
 
 def measure_limits(threads: int | None = None) -> MachineLimits:
-    """Takes about half a second, and a second more the first time. Raises UserError where there is no compiler."""
+    """Takes about half a second, and a second more the first time. Raises UserError where there is no compiler, or too little for the threads."""
     library = ctypes.CDLL(str(_library()))
     library.slipway_read_bandwidth.restype = library.slipway_multiply_rate.restype = ctypes.c_double
     threads = threads or usable_cores()
     bandwidth = library.slipway_read_bandwidth(threads, ctypes.c_int64(READ_BYTES), ROUNDS)
-    return MachineLimits(threads, bandwidth, library.slipway_multiply_rate(threads, ROUNDS))
+    flops = library.slipway_multiply_rate(threads, ROUNDS)
+    if not (bandwidth and flops):
+        raise UserError("threads", f"{threads} with {READ_BYTES >> 20} MiB each cannot be had here", "fewer, or higher limits on processes and memory")
+    return MachineLimits(threads, bandwidth, flops)
 
 
 def _library() -> pathlib.Path:

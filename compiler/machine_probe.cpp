@@ -11,6 +11,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -34,23 +36,32 @@ void take_core(int number) {
   }
 }
 
-// Seconds between the moment all threads are ready and the moment the last is done.
+// Seconds between the moment all threads are ready and the moment the last is done. Throws if they cannot all be started.
 double time_team(int threads, const std::function<void(int)>& work) {
   std::atomic<int> ready{0};
-  std::atomic<bool> go{false};
+  enum { kWait, kWork, kLeave };
+  std::atomic<int> word{kWait};
   std::vector<std::thread> team;
-  for (int t = 0; t < threads; ++t) {
-    team.emplace_back([&, t] {
-      take_core(t);
-      ready.fetch_add(1);
-      while (!go.load()) _mm_pause();
-      work(t);
-    });
+  const auto dismiss = [&](int last_word) {
+    word = last_word;
+    for (auto& thread : team) thread.join();
+  };
+  try {
+    for (int t = 0; t < threads; ++t) {
+      team.emplace_back([&, t] {
+        take_core(t);
+        ready.fetch_add(1);
+        while (word.load() == kWait) _mm_pause();
+        if (word.load() == kWork) work(t);
+      });
+    }
+  } catch (...) {
+    dismiss(kLeave);
+    throw;
   }
   while (ready.load() < threads) std::this_thread::yield();
   const auto start = Clock::now();
-  go = true;
-  for (auto& thread : team) thread.join();
+  dismiss(kWork);
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
@@ -107,12 +118,12 @@ void multiply(int64_t rounds) {
 
 #endif
 
-}  // namespace
-
-// Bytes a second, each thread reading `bytes_per_thread` of its own; the best of `rounds`.
-extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
+double read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
   std::vector<std::unique_ptr<std::byte, decltype(&free)>> memory;
-  for (int t = 0; t < threads; ++t) memory.emplace_back(static_cast<std::byte*>(aligned_alloc(1 << 21, bytes_per_thread)), &free);
+  for (int t = 0; t < threads; ++t) {
+    memory.emplace_back(static_cast<std::byte*>(aligned_alloc(1 << 21, bytes_per_thread)), &free);
+    if (!memory.back()) throw std::bad_alloc();
+  }
   for (auto& part : memory) madvise(part.get(), bytes_per_thread, MADV_HUGEPAGE);
   time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
   std::atomic<uint64_t> sink{0};
@@ -125,12 +136,34 @@ extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, 
   return best;
 }
 
-// Floating-point operations a second (bf16 on AMX, float32 elsewhere), the best of `rounds`.
-extern "C" double slipway_multiply_rate(int threads, int rounds) {
+double multiply_rate(int threads, int rounds) {
   double best = 0;
   for (int round = 0; round < rounds; ++round) {
     const double seconds = time_team(threads, [&](int) { multiply(kMultiplyRounds); });
     best = std::max(best, threads * kMultiplyRounds * kFlopsPerRound / seconds);
   }
   return best;
+}
+
+// The result, or 0 where the system refuses the threads or their memory.
+double or_zero(const std::function<double()>& measure) {
+  try {
+    return measure();
+  } catch (const std::system_error&) {
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
+}  // namespace
+
+// Bytes a second, each thread reading `bytes_per_thread` of its own; the best of `rounds`.
+extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
+  return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, rounds); });
+}
+
+// Floating-point operations a second (bf16 on AMX, float32 elsewhere), the best of `rounds`.
+extern "C" double slipway_multiply_rate(int threads, int rounds) {
+  return or_zero([&] { return multiply_rate(threads, rounds); });
 }

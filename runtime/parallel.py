@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -22,10 +23,13 @@ def for_each(function: Callable, items: Sequence, num_threads: int) -> list:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(min(num_threads, len(items)) - 1)]
-    for thread in threads:
-        thread.start()
+    started = []
+    with contextlib.suppress(RuntimeError):  # where the system gives no more threads, those there are do the work
+        for thread in threads:
+            thread.start()
+            started.append(thread)
     work()
-    for thread in threads:
+    for thread in started:
         thread.join()
     if errors:
         raise errors[0]

@@ -40,7 +40,7 @@ Engine::Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> wei
       scheduler_(scheduler_config(plan, std::move(eos_tokens)), &vocabulary_, &drafts_) {
   for (int32_t rank = 0; rank < num_threads; ++rank) samplers_.emplace_back(vocab_size_);
   metrics_.scheduler = scheduler_.stats();
-  thread_ = std::thread([this] { serve(); });
+  thread_ = start_thread([this] { serve(); });
 }
 
 Engine::~Engine() {

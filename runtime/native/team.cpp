@@ -22,10 +22,17 @@ void keep_own_core(int32_t rank, int32_t size) {
 
 Team::Team(int32_t size) : size_(size) {
   workers_.reserve(static_cast<size_t>(size - 1));
-  for (int32_t rank = 1; rank < size; ++rank) workers_.emplace_back([this, rank] { work(rank); });
+  try {
+    for (int32_t rank = 1; rank < size; ++rank) workers_.push_back(start_thread([this, rank] { work(rank); }));
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { stop(); }
+
+void Team::stop() {
   stopping_ = true;
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();

@@ -6,6 +6,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,11 +19,21 @@ namespace slipway {
 // Binds the calling thread to a core of its own if the team has as many threads as the process has cores.
 void keep_own_core(int32_t rank, int32_t size);
 
+// A thread that runs `work`; std::runtime_error says what to do where the system refuses one.
+template <class Work> std::thread start_thread(const Work& work) {
+  try {
+    return std::thread(work);
+  } catch (const std::system_error& error) {
+    throw std::runtime_error(std::string("a thread cannot be started (") + error.code().message() +
+                             "); ask for fewer threads, or raise the limits on processes and memory");
+  }
+}
+
 class Team {
  public:
   static constexpr std::chrono::microseconds spin_time{150};
 
-  explicit Team(int32_t size);
+  explicit Team(int32_t size);  // throws std::runtime_error if the system refuses so many threads
   ~Team();
   Team(const Team&) = delete;
 
@@ -37,6 +50,7 @@ class Team {
 
   void start(Function function, const void* job);
   void work(int32_t rank);
+  void stop();
   uint32_t next_round(uint32_t seen);
 
   int32_t size_;

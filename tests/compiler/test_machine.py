@@ -1,5 +1,8 @@
 """The machine's limits are measured, and a step's time follows from the tighter one."""
 
+import subprocess
+import sys
+
 from slipway.compiler import machine
 from slipway.runtime import machine as probe
 
@@ -10,6 +13,27 @@ def test_limits_are_measured(tmp_path, monkeypatch):
     assert limits.threads == 1
     assert 1e8 < limits.read_bytes_per_s < 1e12
     assert 1e8 < limits.flops_per_s < 1e14
+
+
+FEW_THREADS = """
+import resource
+from slipway.compiler import machine
+from slipway.compiler.errors import UserError
+machine.measure_limits(threads=1)
+machine.READ_BYTES = 1 << 21
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)  # room for the stacks of some threads
+try:
+    machine.measure_limits(threads=500)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_threads_that_cannot_be_had_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIPWAY_CACHE", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", FEW_THREADS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("threads: 500 with 2 MiB each cannot be had here")
 
 
 def test_the_tighter_limit_counts():

@@ -169,6 +169,25 @@ def test_options_are_checked(toy, options):
     assert "a whole number of at least 1" in refusal(toy(), **options)
 
 
+FEW_THREADS = """
+import pathlib, resource, sys
+from slipway.runtime import _native, integrity, vocabulary
+from slipway.runtime.engine import Engine, EngineError
+size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20),) * 2)  # room for the stacks of some threads
+try:
+    Engine.load(sys.argv[1], threads=500)
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_threads_that_cannot_be_had_are_an_error_and_no_crash(toy):
+    done = subprocess.run([sys.executable, "-c", FEW_THREADS, str(toy())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a thread cannot be started (Resource temporarily unavailable); ask for fewer threads" in done.stdout
+
+
 def test_a_library_that_is_none_is_refused(toy, toy_library):
     directory = Toy(extra=("toy_missing",)).write(toy().parent / "odd", toy_library)
     assert "no kernel toy_missing" in refusal(directory)
