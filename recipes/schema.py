@@ -57,7 +57,7 @@ class Cpu(Section):
     isa: Literal["auto", "avx2", "avx512", "amx"] = "auto"
     """Instruction set of the kernels; auto is the strongest of the building machine."""
     threads: Annotated[Literal["auto"] | PositiveInt, Expects("auto or a number of threads")] = "auto"
-    """Threads of the engine; auto is one a core of the serving machine."""
+    """Threads of the engine; auto is one a core the serving process is granted, hyperthreads counted as cores."""
 
 
 class Override(Section):

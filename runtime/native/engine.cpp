@@ -94,7 +94,7 @@ double Engine::now_s() const { return std::chrono::duration<double>(std::chrono:
 
 void Engine::serve() {
   pthread_setname_np(pthread_self(), "slipway-engine");
-  keep_own_core(0, team_.size());
+  const OwnCore core(0, team_.size());
   std::string why = "the engine was closed";
   try {
     while (serve_once()) {}

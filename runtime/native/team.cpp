@@ -2,22 +2,50 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
+
+#include <cstddef>
 
 namespace slipway {
 
+namespace {
+
+// A name in the system's table of abstract sockets: one holder at a time, whatever its process, and none once it has ended.
+// -> a descriptor; -1 if another holds the name, or no names are to be had
+int claim(const std::string& name) {
+  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+  name.copy(address.sun_path + 1, sizeof address.sun_path - 2);
+  const int descriptor = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (descriptor < 0) return -1;
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  if (bind(descriptor, reinterpret_cast<const sockaddr*>(&address), length) == 0) return descriptor;
+  close(descriptor);
+  return -1;
+}
+
+}  // namespace
+
 // Two spinning threads on one core take turns while another core idles, and the kernel is slow to see it: a team that has
-// all cores to itself takes one each. A smaller team leaves the choice to the kernel, for others may be there.
-void keep_own_core(int32_t rank, int32_t size) {
+// all cores to itself takes one each. A smaller team leaves the choice to the kernel, for others may be there; and so does
+// every team but the first on a machine, for two threads bound to one core could not get out of each other's way.
+OwnCore::OwnCore(int32_t rank, int32_t size) {
   cpu_set_t usable;
   if (sched_getaffinity(getpid(), sizeof usable, &usable) != 0 || CPU_COUNT(&usable) != size) return;
   for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &usable) || seen++ != rank) continue;
+    claim_ = claim("slipway-core-" + std::to_string(cpu));
+    if (claim_ < 0) return;
     cpu_set_t own;
     CPU_ZERO(&own);
     CPU_SET(cpu, &own);
     pthread_setaffinity_np(pthread_self(), sizeof own, &own);
   }
+}
+
+OwnCore::~OwnCore() {
+  if (claim_ >= 0) close(claim_);
 }
 
 Team::Team(int32_t size) : size_(size) {
@@ -50,7 +78,7 @@ void Team::start(Function function, const void* job) {
 
 void Team::work(int32_t rank) {
   pthread_setname_np(pthread_self(), "slipway-worker");
-  keep_own_core(rank, size_);
+  const OwnCore core(rank, size_);
   for (uint32_t seen = 0;;) {
     seen = next_round(seen);
     if (stopping_) return;

@@ -16,8 +16,17 @@
 
 namespace slipway {
 
-// Binds the calling thread to a core of its own if the team has as many threads as the process has cores.
-void keep_own_core(int32_t rank, int32_t size);
+// Binds the calling thread to a core of its own, if its team has as many threads as the process has cores and no thread of
+// another team is bound to that core. Lives as long as the thread.
+class OwnCore {
+ public:
+  OwnCore(int32_t rank, int32_t size);
+  ~OwnCore();
+  OwnCore(const OwnCore&) = delete;
+
+ private:
+  int claim_ = -1;  // a descriptor
+};
 
 // A thread that runs `work`; std::runtime_error says what to do where the system refuses one.
 template <class Work> std::thread start_thread(const Work& work) {

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from toy_engine import Toy, byte_tokenizer, edit
@@ -167,6 +168,21 @@ def test_an_automatic_kv_cache_goes_by_the_machine_that_loads_the_engine(toy, mo
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": True}, {"kv_tokens": -4}, {"kv_tokens": 1.5}])
 def test_options_are_checked(toy, options):
     assert "a whole number of at least 1" in refusal(toy(), **options)
+
+
+def bound_cores():
+    """Of each thread of ours that is bound to one core, the core."""
+    status = [(task / "status").read_text() for task in Path("/proc/self/task").iterdir()]
+    fields = [dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line) for text in status]
+    return [f["Cpus_allowed_list"] for f in fields if f["Name"].startswith("slipway-") and f["Cpus_allowed_list"].isdigit()]
+
+
+def test_engines_do_not_bind_their_threads_to_the_same_cores(toy):
+    cores = len(os.sched_getaffinity(0))
+    with Engine.load(toy(), threads=cores), Engine.load(toy(), threads=cores) as second:
+        second.generate("abc", SamplingParams(max_tokens=2))
+        bound = bound_cores()
+        assert len(bound) == len(set(bound)) or cores == 1
 
 
 FEW_THREADS = """
