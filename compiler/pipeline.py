@@ -21,6 +21,7 @@ from slipway.compiler.identity import Identities
 from slipway.compiler.kernels import compile_library, library_parts
 from slipway.compiler.machine import measure_limits
 from slipway.compiler.plan import PlannedGraph, lay_out, make_plan, plan_graph
+from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
@@ -61,6 +62,7 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
     progress.expect(STAGES[:2] if dry_run else STAGES)
     try:
         planned = _plan(job)
+        job = dataclasses.replace(job, recipe=settle_gate(recipe, planned.graph))
         return _predict(job, planned, why) if dry_run else _make(job, planned, why)
     finally:
         job.identities.save()
@@ -87,7 +89,7 @@ def limits_of(recipe: Recipe) -> manifest.Limits:
 def _plan(job: Build) -> PlannedGraph:
     graph = _captured(job)
     with job.progress.stage("plan"):
-        choose_formats(graph, job.recipe)
+        check_overrides(job.recipe, choose_formats(graph, job.recipe))
         graph = run_passes(graph)
         choose_formats(graph, job.recipe)
         return plan_graph(graph, job.target)
@@ -110,19 +112,23 @@ def _captured(job: Build) -> Graph:
         return graph_json.loads(job.cache.fetch("graphs", job.recipe.model, parts, make).read_text())
 
 
-def choose_formats(graph: Graph, recipe: Recipe) -> None:
-    """Writes each linear's weight format and the determinism asked for into its metadata."""
+def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
+    """Writes each linear's weight format and the determinism asked for into its metadata. -> the linears' module paths"""
+    seen: set[str] = set()
     for node in graph.nodes:
         if node.target not in (torch.ops.aten.linear.default, torch.ops.slipway.gated_linear.default):
             continue
         weights = [n for n in node.args[1:3] if isinstance(n, torch.fx.Node) and n.meta["val"].ndim == 2]
         if not all(map(graph.is_constant, weights)):
             continue
-        wanted = {formats.parse(*recipe.precision.of(module)) for weight in weights for module in _modules(node, weight)}
+        modules = {module for weight in weights for module in _modules(node, weight)}
+        seen |= modules
+        wanted = {formats.parse(*recipe.precision.of(module)) for module in modules}
         if len(wanted) > 1:
             raise InternalError(f"{node.name} merges weights of different formats: {', '.join(map(str, wanted))}")
         node.meta["weight_format"] = wanted.pop()
         node.meta["deterministic"] = recipe.runtime.deterministic
+    return seen
 
 
 def _modules(node: torch.fx.Node, weight: torch.fx.Node) -> set[str]:

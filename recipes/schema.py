@@ -185,7 +185,7 @@ class Verify(Section):
     when: Literal["auto", "always", "never"] = "auto"
     """Compare the engine with the checkpoint; auto: when the checkpoint in float32 fits in memory."""
     kl: Annotated[float | None, Field(gt=0), Expects("a number over 0")] = None
-    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.05 for int4."""
+    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.05 for int4, the loosest that a linear has."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Recipe(Section):
     """How the engine runs."""
     sampling: Sampling = Sampling()
     """What a request gets that does not say otherwise; unset: as the checkpoint's generation_config.json says."""
-    verify: Verify = Field(Verify(), validate_default=True)
+    verify: Verify = Verify()
     """The accuracy an engine must have to be published."""
 
     _origin: Origin = PrivateAttr()
@@ -226,15 +226,6 @@ class Recipe(Section):
         if value in PLANNED_TARGETS:
             raise rule(f"{value} is planned and not part of this version", "cpu", "target: cpu")
         return value
-
-    @field_validator("verify")
-    @classmethod
-    def _verify(cls, value: Verify, info: ValidationInfo) -> Verify:
-        if value.kl is not None or "precision" not in info.data:
-            return value
-        precision: Precision = info.data["precision"]
-        used = {precision.weights, precision.lm_head, *(override.weights for override in precision.overrides)}
-        return value.model_copy(update={"kl": max(KL_LIMITS[weights] for weights in used)})
 
     @property
     def path(self) -> Path:

@@ -170,6 +170,34 @@ def test_accuracy_is_measured_again_when_anything_it_depends_on_changed(build, m
     assert measured.why == why
 
 
+def gate(engine):
+    return Manifest.read(engine).recipe["verify"]["kl"]
+
+
+def test_the_loosest_format_in_use_sets_the_accuracy(build):
+    unused = "precision.overrides=[{match: '*.o_proj', weights: int8}, {match: 'model.layers.0.self_attn.o_proj', weights: int4}]"
+    assert gate(build("llama")[0]) == 0.002
+    assert gate(build("llama", unused)[0]) == 0.005
+    assert gate(build("llama", unused, "verify.kl=0.01")[0]) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("match", "hint"),
+    [
+        ("model.layers.*.mlp.down_prj", "did you mean 'model.layers.*.mlp.down_proj'?"),
+        ("model.layers.7.mlp.up_proj", "did you mean 'model.layers."),
+        ("model.embed_tokens", "the model has lm_head"),
+    ],
+)
+def test_an_override_that_matches_no_linear_is_refused(build, tmp_path, match, hint):
+    override = f"precision.overrides=[{{match: '{match}', weights: int4}}]"
+    with pytest.raises(UserError) as refused:
+        build("llama", override)
+    where, found, hinted = re.fullmatch(r"(--set .*): (.* matches no linear of this model); expected .*\nhint: (.*)", str(refused.value)).groups()
+    assert where == f"--set {override}: precision.overrides.0.match" and repr(match) in found and hinted.startswith(hint)
+    assert not (tmp_path / "engine").exists()
+
+
 def test_every_isa_builds(build):
     for isa in ("avx2", "avx512"):
         engine, _ = build("llama", f"cpu.isa={isa}", out=isa)

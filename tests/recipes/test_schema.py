@@ -41,7 +41,7 @@ def message(path, *overrides):
 def test_defaults_are_resolved(write):
     recipe = schema.load(write(GOOD))
     assert recipe.precision.lm_head == "int8"
-    assert recipe.verify.kl == 0.05
+    assert recipe.verify.kl is None
     assert recipe.limits.max_sequences == 32
     assert str(recipe.checkpoint_dir) == "here"
     assert recipe.resolved()["schema"] == 1 and recipe.resolved()["cpu"] == {"isa": "auto", "threads": "auto"}
@@ -143,13 +143,6 @@ def test_precision_of_a_linear(write):
     assert precision.of("model.layers.0.mlp.up_proj") == ("bf16", None, False)
     assert precision.of("model.layers.1.mlp.up_proj") == ("int4", 64, True)
     assert precision.of("lm_head") == ("int8", None, False)
-
-
-def test_the_loosest_format_sets_the_accuracy(write):
-    path = write(GOOD.replace("  group_size: 64\n", "").replace("int4", "bf16"))
-    assert schema.load(path).verify.kl == 0.002
-    assert schema.load(path, ["precision.lm_head=int8"]).verify.kl == 0.005
-    assert schema.load(path, ["verify.kl=0.01"]).verify.kl == 0.01
 
 
 def test_errors_of_later_stages_name_the_line(write):

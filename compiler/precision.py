@@ -1,0 +1,30 @@
+"""A recipe's precision on a graph: every override must have a linear, and the formats in use set the accuracy gate."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+
+from slipway.compiler.graph import Graph
+from slipway.recipes.problems import UserErrors, did_you_mean
+from slipway.recipes.schema import KL_LIMITS, Recipe
+
+
+def check_overrides(recipe: Recipe, modules: set[str]) -> None:
+    """Raises UserError for every pattern of precision.overrides that no linear of the model has. modules: the linears' paths."""
+    patterns = modules | {re.sub(r"\.\d+\.", ".*.", module) for module in modules}
+    UserErrors.check([
+        recipe.error(("precision", "overrides", number, "match"), f"{override.match!r} matches no linear of this model",
+                     "a module path, may hold * and ?", did_you_mean(override.match, sorted(patterns)) or f"the model has {min(modules)}")
+        for number, override in enumerate(recipe.precision.overrides)
+        if not fnmatch.filter(modules, override.match)
+    ])  # fmt: skip
+
+
+def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
+    """The recipe with its verify.kl stated: by itself, or by the loosest weight format in the graph."""
+    if recipe.verify.kl is not None:
+        return recipe
+    used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
+    kl = max(KL_LIMITS[name] for name in used) if used else min(KL_LIMITS.values())
+    return recipe.model_copy(update={"verify": recipe.verify.model_copy(update={"kl": kl})})
