@@ -18,6 +18,7 @@ from slipway.compiler.graph import WeightInfo
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+EXTENDING_ROPES = ("linear", "dynamic", "yarn")  # max_position_embeddings counts the others' scaling already
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -71,6 +72,19 @@ class Checkpoint(Mapping[str, Tensor]):
         """Tokenizer, chat template and generation config, as far as they are there."""
         return [self.directory / name for name in TOKENIZER_FILES if (self.directory / name).exists()]
 
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens the model's positions reach, what a rotary scaling adds included; None where config.json does not say."""
+        text = self.config.get_text_config()
+        stated, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+        kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+        scaled = [
+            int(kind["factor"] * (kind.get("original_max_position_embeddings") or stated))
+            for kind in kinds
+            if stated and kind.get("rope_type") in EXTENDING_ROPES and kind.get("factor")
+        ]
+        return max([stated, *scaled]) if stated else None
+
     def _place(self, name: str) -> pathlib.Path:
         if name not in self._places:
             raise UserError(str(self.directory), f"no tensor {name}", "every weight that config.json's model has")
@@ -80,15 +94,16 @@ class Checkpoint(Mapping[str, Tensor]):
         index = self.directory / INDEX
         if not index.exists():
             return
-        for name, shard in _read_json(index)["weight_map"].items():
+        for name, shard in read_json(index)["weight_map"].items():
             if self._places.get(name) != self.directory / shard:
                 raise UserError(f"{index}: {name}", f"not in {shard}", hint="download the checkpoint again")
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read: {error}", "JSON") from None
     if not isinstance(data, dict):
         raise UserError(str(path), type(data).__name__, "a JSON object")
@@ -99,15 +114,17 @@ def _read_config(directory: pathlib.Path) -> PreTrainedConfig:
     path = directory / "config.json"
     if not path.exists():
         raise UserError(str(directory), "no config.json", "a Hugging Face checkpoint")
-    data = _read_json(path)
-    if "quantization_config" in data:
-        method = data["quantization_config"].get("quant_method", "an unnamed method")
+    data = read_json(path)
+    if (quantization := data.get("quantization_config")) is not None:
+        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else repr(quantization)
         raise UserError(f"{path}: quantization_config", f"already quantized ({method})", "bf16, fp16 or fp32 weights",
                         "this version quantizes by itself: take the checkpoint this one was made from")  # fmt: skip
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(data.get("model_type"))
-    architectures = data.get("architectures") or []
+    model_type, architectures = data.get("model_type"), data.get("architectures") or []
+    if not isinstance(model_type, str | None) or not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise UserError(f"{path}: model_type, architectures", f"{model_type!r}, {architectures!r}", "a name, and a list of names")
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if known is None or architectures and known not in architectures:
-        raise UserError(f"{path}: architectures", ", ".join(architectures) or f"model_type {data.get('model_type')!r}",
+        raise UserError(f"{path}: architectures", ", ".join(architectures) or f"model_type {model_type!r}",
                         "a causal language model that transformers knows")  # fmt: skip
     return _parse_config(path, directory)
 
@@ -122,7 +139,7 @@ def _parse_config(path: pathlib.Path, directory: pathlib.Path) -> PreTrainedConf
 def _shard_paths(directory: pathlib.Path) -> list[pathlib.Path]:
     index, single = directory / INDEX, directory / "model.safetensors"
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
             raise UserError(f"{index}: weight_map", "not a table of file names", "tensor name: file name")
         return [directory / name for name in sorted(set(weight_map.values()))]

@@ -35,7 +35,7 @@ from slipway.runtime import manifest
 from slipway.runtime.machine import available_bytes, usable_cores
 
 LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
-STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify")
+STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify", "load")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
     directory.check_destination(out)
     cache_bytes = env.cache_bytes()
     loaded = Checkpoint(checkpoint)
+    check_inputs(recipe, loaded)
     cache = StageCache(env.cache_dir(), str(out.resolve()))
     job = Build(recipe, loaded, out, target_of(recipe), limits_of(recipe), cache, Identities(loaded, env.cache_dir()), progress)
     progress.expect(STAGES[:2] if dry_run else STAGES)
@@ -69,6 +70,16 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
         if not dry_run:
             cache.close()
             eviction.evict(cache.root, cache_bytes)
+
+
+def check_inputs(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a checkpoint and recipe whose engine the runtime would refuse."""
+    tokenizer_files.check(checkpoint)
+    tokenizer_files.default_sampling(checkpoint, recipe.sampling)
+    longest = checkpoint.max_positions
+    if longest is not None and recipe.limits.max_sequence_length > longest:
+        raise recipe.error(("limits", "max_sequence_length"), f"{recipe.limits.max_sequence_length} tokens", f"at most {longest}",
+                           f"{checkpoint.directory / 'config.json'} says how far the model's positions go, rope scaling included")  # fmt: skip
 
 
 def target_of(recipe: Recipe) -> Target:
@@ -200,6 +211,8 @@ def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
             verify.write(accuracy, draft)
             files = described.files | {"verify.json": manifest.hash_file(draft / "verify.json")}
             dataclasses.replace(described, files=files).write(draft)
+        with job.progress.stage("load"):
+            verify.try_loading(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
     return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified)
 
@@ -226,7 +239,7 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
         files=_files(draft, packed),
         tokenizer=tokenizer,
         deterministic=job.recipe.runtime.deterministic,
-        default_sampling=tokenizer_files.default_sampling(job.checkpoint, job.recipe.sampling.model_dump()),
+        default_sampling=tokenizer_files.default_sampling(job.checkpoint, job.recipe.sampling),
         recipe=job.recipe.resolved(),
         model_config=json.loads(job.checkpoint.config.to_json_string()),
         slipway_version=version(),

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
-from slipway.compiler.checkpoint import Checkpoint
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from slipway.compiler.checkpoint import Checkpoint, read_json
 from slipway.compiler.errors import UserError
+from slipway.recipes.problems import UserErrors, shown, translate
+from slipway.recipes.schema import Sampling
+from slipway.recipes.source import Document
 from slipway.runtime import manifest
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raises UserError for tokenizer files that no engine could use."""
+    end_token_ids(checkpoint)
+    if (checkpoint.directory / "tokenizer.json").exists():
+        read_tokenizer(checkpoint)
+        config = _json(checkpoint.directory / "tokenizer_config.json")
+        _chat_template(checkpoint.directory, config)
+        _special_tokens(checkpoint.directory, config)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    path = checkpoint.directory / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(str(path), f"not a tokenizer: {error}", hint="download the checkpoint again") from None
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.Tokenizer | None:
@@ -25,43 +48,67 @@ def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.To
     template = _chat_template(checkpoint.directory, config)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
-    special = {name: _token_text(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
+    special = _special_tokens(checkpoint.directory, config)
     return manifest.Tokenizer(end_token_ids(checkpoint), special, True, template is not None)
 
 
 def end_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Ids that end a completion: the generation config's, else the model config's."""
-    ids = _json(checkpoint.directory / "generation_config.json").get("eos_token_id", checkpoint.config.eos_token_id)
+    """Ids that end a completion: the generation config's, else the model config's. Raises UserError for what is no token."""
+    path, generation = _generation_config(checkpoint)
+    ids = generation.get("eos_token_id")
     if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+        path, ids = checkpoint.directory / "config.json", getattr(checkpoint.config, "eos_token_id", None)
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    size = checkpoint.config.get_text_config().vocab_size
+    for token in ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise UserError(f"{path}: eos_token_id", shown(token), f"token ids in 0..{size - 1}", "correct the checkpoint's file")
+    return tuple(ids)
 
 
-def default_sampling(checkpoint: Checkpoint, recipe_sampling: dict[str, Any]) -> dict[str, Any]:
-    """The generation config's sampling, if it samples, under what the recipe states."""
-    generation = _json(checkpoint.directory / "generation_config.json")
+def default_sampling(checkpoint: Checkpoint, stated: Sampling) -> dict[str, Any]:
+    """The generation config's sampling, if it samples, under what the recipe states. Raises UserError for values out of range."""
+    path, generation = _generation_config(checkpoint)
     advised = {k: generation[k] for k in SAMPLING_KEYS if generation.get(k) is not None} if generation.get("do_sample") else {}
-    return advised | {k: v for k, v in recipe_sampling.items() if v is not None}
+    settled = advised | stated.model_dump(exclude_none=True)
+    try:
+        Sampling.model_validate(settled)
+    except ValidationError as error:
+        problems = translate(error, Sampling, Document(settled, {(): str(path)}))
+        UserErrors.check([UserError(p.where, p.found, p.expected, "a value in the recipe's sampling goes before it") for p in problems])
+    return settled
+
+
+def _generation_config(checkpoint: Checkpoint) -> tuple[pathlib.Path, dict[str, Any]]:
+    path = checkpoint.directory / "generation_config.json"
+    return path, _json(path)
 
 
 def _chat_template(directory: pathlib.Path, config: dict[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text()
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name: [{"name": "default", "template": ...}]
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    path, template = directory / "chat_template.jinja", None
+    if path.exists():
+        try:
+            template = path.read_text()
+        except UnicodeDecodeError as error:
+            raise UserError(str(path), f"byte {error.start} is not UTF-8", "a Jinja template") from None
+    else:
+        path, template = directory / "tokenizer_config.json", config.get("chat_template")
+        if isinstance(template, list):  # several by name: [{"name": "default", "template": ...}]
+            template = next((entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    if not isinstance(template, str | None):
+        raise UserError(f"{path}: chat_template", shown(template), "a Jinja template")
     return template
 
 
-def _token_text(token: str | dict[str, Any]) -> str:
-    return token["content"] if isinstance(token, dict) else token
+def _special_tokens(directory: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
+    """What a chat template may name: {"bos_token": "<s>"}."""
+    found = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{directory / 'tokenizer_config.json'}: {name}", shown(found[name]), "a token's text")
+    return texts
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(str(path), f"not JSON: {error}", hint="download the checkpoint again") from None
+    return read_json(path) if path.exists() else {}

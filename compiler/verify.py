@@ -137,6 +137,13 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:
         return np.load(logits)
 
 
+def try_loading(engine: pathlib.Path) -> None:
+    """Loads the engine in a process of the runtime alone: what the runtime would refuse is not published."""
+    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True)
+    if done.returncode:
+        raise InternalError(f"the engine just built does not load:\n{done.stderr[-4000:]}")
+
+
 def write(accuracy: Accuracy, engine: pathlib.Path) -> None:
     """verify.json: what was compared, and how close it came."""
     (engine / "verify.json").write_text(json.dumps(asdict(accuracy), indent=1) + "\n")

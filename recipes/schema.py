@@ -133,7 +133,7 @@ def _has_int4(info: ValidationInfo) -> bool:
 
 
 class Limits(Section):
-    max_sequence_length: Count
+    max_sequence_length: Annotated[int, Field(ge=2), Expects("a whole number from 2")]
     """Tokens of one sequence, prompt and completion."""
     max_batch_tokens: Count = 1024
     """Tokens of one step, over all sequences."""

@@ -20,5 +20,9 @@ class EngineError(Exception):
         return line + (f"; {self.hint}" if self.hint else "")
 
 
+class MachineError(EngineError):
+    """An engine that this machine cannot run; another may."""
+
+
 class RequestError(EngineError):
     """A request the engine will not or could not serve; the engine goes on."""

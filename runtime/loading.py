@@ -7,7 +7,7 @@ import pathlib
 from dataclasses import dataclass
 
 from slipway.runtime import integrity, machine, vocabulary
-from slipway.runtime.errors import EngineError
+from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.parallel import for_each
 
@@ -43,12 +43,12 @@ def has_auto_cache(manifest: Manifest) -> bool:
 
 
 def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
-    """Raises EngineError if this processor cannot run the engine's kernels."""
+    """Raises MachineError if this processor cannot run the engine's kernels."""
     missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
     if manifest.target.kind != "cpu":
         raise EngineError(str(where), f"built for {manifest.target.kind}", "a cpu engine")
     if missing:
-        raise EngineError(
+        raise MachineError(
             str(where),
             f"built for {manifest.target.isa}; this CPU lacks {', '.join(missing)}",
             hint="build it again on this machine with cpu.isa: auto",
@@ -56,7 +56,7 @@ def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
 
 
 def choose_blocks(manifest: Manifest, options: Options) -> int:
-    """KV blocks to allocate. Raises EngineError if they, or anything else, would not fit."""
+    """KV blocks to allocate. Raises MachineError if they, or anything else, would not fit."""
     plan, limits = manifest.plan, manifest.limits
     block_bytes = plan.kv.layers * plan.kv.block_bytes
     scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
@@ -68,7 +68,7 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
         blocks = plan.kv.blocks_within(available - rest, limits) if has_auto_cache(manifest) else plan.kv.num_blocks
     if rest + blocks * block_bytes > available:
         fitting = max(0, (available - rest) // max(1, block_bytes)) * plan.kv.block_size
-        raise EngineError(
+        raise MachineError(
             "memory",
             f"{_gib(rest)} for weights and activations and {_gib(blocks * block_bytes)} for {blocks * plan.kv.block_size} KV tokens",
             f"at most the {_gib(available)} available",

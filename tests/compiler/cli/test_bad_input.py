@@ -1,0 +1,150 @@
+"""Whatever is wrong with a checkpoint, a recipe or an engine: exit code 2, one clear message, nothing half-written."""
+
+import json
+import shutil
+
+import pytest
+from tokenizers import Tokenizer, models
+
+RECIPE = """
+schema: 1
+model: tiny
+target: cpu
+cpu: {threads: 1}
+precision: {weights: bf16}
+limits: {max_sequence_length: 64, max_batch_tokens: 32, max_sequences: 4, kv_cache_tokens: 256}
+verify: {when: never}
+"""
+
+
+@pytest.fixture
+def checkpoint(tiny, tmp_path):
+    """A tiny Llama with a generation config, to be spoilt."""
+    folder = shutil.copytree(tiny("llama").checkpoint.directory, tmp_path / "checkpoint")
+    change(folder / "generation_config.json", do_sample=True, top_k=5, eos_token_id=2)
+    return folder
+
+
+def change(path, **values):
+    """Sets keys of a JSON file, which need not be there."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, **values}))
+
+
+@pytest.fixture
+def build(cli, checkpoint, tmp_path, monkeypatch, tmp_path_factory):
+    """build(*arguments): `slipway build` of the checkpoint."""
+    monkeypatch.setenv("SLIPWAY_CACHE", str(tmp_path_factory.getbasetemp() / "bad-input-cache"))
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return lambda *arguments: cli("build", tmp_path / "tiny.yaml", "--model", checkpoint, "-o", tmp_path / "engine", *arguments)
+
+
+def refused(outcome, words, folder=None):
+    """One message of a few lines; no engine, and no draft of one."""
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    assert words in outcome.err and "Traceback" not in outcome.err and len(outcome.err.splitlines()) <= 3, outcome.err
+    if folder:
+        assert not [path.name for path in folder.iterdir() if "engine" in path.name]
+
+
+def generation(**values):
+    return lambda folder: change(folder / "generation_config.json", **values)
+
+
+def config(**values):
+    return lambda folder: change(folder / "config.json", **values)
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def tokenizer(*spoils):
+    """A sound tokenizer.json, so that what lies beside it is read."""
+
+    def spoil(folder):
+        Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
+        for each in spoils:
+            each(folder)
+
+    return spoil
+
+
+SPOILT = {
+    "top_k": (generation(top_k=-1), "generation_config.json: top_k: -1; expected a whole number from 0\nhint: a value in the recipe's sampling"),
+    "temperature": (generation(temperature="hot"), "temperature: 'hot'; expected a number from 0"),
+    "eos": (generation(eos_token_id=[2, 128]), "generation_config.json: eos_token_id: 128; expected token ids in 0..127"),
+    "quantized": (config(quantization_config="int4"), "config.json: quantization_config: already quantized ('int4')"),
+    "model_type": (config(model_type=["llama"]), "config.json: model_type, architectures: ['llama'], "),
+    "architectures": (config(architectures="LlamaForCausalLM"), "'LlamaForCausalLM'; expected a name, and a list of names"),
+    "nested": (text("config.json", "[" * 100_000), "config.json: cannot be read: "),
+    "not UTF-8": (text("generation_config.json", b"\xff"), "generation_config.json: cannot be read: "),
+    "generation config": (text("generation_config.json", "[]"), "generation_config.json: list; expected a JSON object"),
+    "tokenizer": (text("tokenizer.json", "{}"), "tokenizer.json: not a tokenizer: "),
+    "tokenizer config": (tokenizer(text("tokenizer_config.json", "[]")), "tokenizer_config.json: list; expected a JSON object"),
+    "special token": (tokenizer(text("tokenizer_config.json", '{"bos_token": 1}')), "tokenizer_config.json: bos_token: 1; expected a token's text"),
+    "template": (tokenizer(text("tokenizer_config.json", '{"chat_template": 1}')), "chat_template: 1; expected a Jinja template"),
+    "template's bytes": (tokenizer(text("chat_template.jinja", b"\xff")), "chat_template.jinja: byte 0 is not UTF-8"),
+    "eos of a bad type": (generation(eos_token_id="</s>"), "eos_token_id: '</s>'; expected token ids"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_spoilt_checkpoint(build, checkpoint, tmp_path, fault):
+    spoil, words = SPOILT[fault]
+    spoil(checkpoint)
+    refused(build(), words, tmp_path)
+
+
+def test_the_recipes_sampling_goes_before_a_spoilt_one(build, checkpoint, tmp_path):
+    generation(top_k=-1)(checkpoint)
+    assert build("--set", "sampling.top_k=0").code == 0
+    assert json.loads((tmp_path / "engine/engine.json").read_text())["default_sampling"]["top_k"] == 0
+
+
+def test_no_quantization_is_no_mistake(build, checkpoint):
+    config(quantization_config=None)(checkpoint)
+    assert build("--dry-run").code == 0
+
+
+def test_no_end_of_text_is_no_mistake(build, checkpoint, tmp_path):
+    generation(eos_token_id=None)(checkpoint)
+    change(checkpoint / "config.json", eos_token_id=None)
+    assert build().code == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1, "max_sequence_length: 1; expected a whole number from 2"),
+        (97, "max_sequence_length: 97 tokens; expected at most 96\nhint: "),
+        (999999999, "max_sequence_length: 999999999 tokens; expected at most 96"),
+    ],
+)
+def test_lengths_no_engine_could_serve(build, tmp_path, value, words):
+    refused(build("--set", f"limits.max_sequence_length={value}", "--set", "limits.kv_cache_tokens=auto"), words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rope", "longest"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 384),
+        ({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 48}, 384),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}, 96),
+    ],
+)
+def test_rotary_scaling_counts_as_length(build, checkpoint, tmp_path, rope, longest):
+    change(checkpoint / "config.json", rope_parameters={"rope_theta": 1e4, **rope})
+    at_most = lambda length: ("--dry-run", "--set", f"limits.max_sequence_length={length}", "--set", "limits.kv_cache_tokens=auto")  # noqa: E731
+    assert build(*at_most(longest)).code == 0
+    refused(build(*at_most(longest + 1)), f"expected at most {longest}\n", tmp_path)
+
+
+def test_what_does_not_load_is_not_published(build, tmp_path, monkeypatch):
+    """A plan that the compiler believes in and the runtime refuses."""
+    from slipway.compiler import pipeline
+
+    monkeypatch.setattr(pipeline, "num_blocks_of", lambda *_: 0)
+    outcome = build()
+    assert outcome.code == 1 and "does not load" in outcome.err and "num_blocks" in outcome.err
+    assert not [path.name for path in tmp_path.iterdir() if "engine" in path.name]
