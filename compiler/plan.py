@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import asdict, dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from slipway.compiler.arena import ALIGNMENT, Lifetime, align, place
+from slipway.compiler.capture import BLOCK_SIZE
 from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.ops import op_name
@@ -316,9 +318,34 @@ def make_plan(planned: PlannedGraph, limits: manifest.Limits, num_blocks: int, l
         library=library,
         buffers=tuple(buffers),
         weights=tuple(files),
+        kernels=_needs(planned, weights),
         steps=tuple(step(i, s) for i, s in enumerate(planned.steps)),
         kv=_kv_cache(kernels, num_blocks),
     )
+
+
+def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef]) -> dict[str, manifest.Needs]:
+    """What each kernel takes for granted of the steps that call it, by symbol."""
+
+    needs: dict[str, manifest.Needs] = {}
+    for step in planned.steps:
+        if (kernel := step.kernel) is None:
+            continue
+        found = manifest.Needs(
+            inputs=tuple(math.prod(n.meta["val"].shape[1:]) * planned.storage[v.value].itemsize for n, v in zip(kernel.inputs, step.inputs)),
+            outputs=tuple(_columns(value) * planned.storage[value].itemsize for value in step.outputs),
+            weights=tuple(weights[weight_id(w)].bytes for w in kernel.weights),
+            gathers=any(rows_of(view.value, planned.graph) != rows_of(step.outputs[0], planned.graph) for view in step.inputs),
+            shared_scratch=manifest.Size(**asdict(kernel.shared_scratch)),
+            local_scratch_bytes=kernel.local_scratch,
+            token_ids=kernel.token_ids,
+            positions=kernel.positions,
+            kv_block_size=BLOCK_SIZE if kernel.kv_layer is not None else 0,
+            kv_block_bytes=kernel.kv_block_bytes,
+        )
+        if needs.setdefault(kernel.symbol, found) != found:
+            raise InternalError(f"two steps call {kernel.symbol} with different needs")
+    return needs
 
 
 def _kv_cache(kernels: list[Kernel], num_blocks: int) -> manifest.KvCache:
@@ -326,4 +353,4 @@ def _kv_cache(kernels: list[Kernel], num_blocks: int) -> manifest.KvCache:
     sizes = {k.kv_block_bytes for k in attention}
     if len(sizes) != 1:
         raise UserError("kv cache", f"layers with blocks of {sorted(sizes)} bytes", "one block size for all layers")
-    return manifest.KvCache(len(attention), 32, sizes.pop(), num_blocks)
+    return manifest.KvCache(len(attention), BLOCK_SIZE, sizes.pop(), num_blocks)

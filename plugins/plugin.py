@@ -69,6 +69,8 @@ class Kernel:
     local_scratch: int = 0
     kv_layer: int | None = None  # the layer whose KV blocks the call reads and writes
     kv_block_bytes: int = 0  # of one block of that layer
+    token_ids: int | None = None  # it reads a table that has rows for ids below this
+    positions: int | None = None  # likewise
     cost: Cost = field(default_factory=Cost)
 
 

@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 
@@ -77,6 +77,27 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a kernel was compiled to take for granted; the steps that call it must give it all of that.
+
+    inputs, outputs: bytes it touches of a row. weights: bytes of each. gathers: it picks rows of tokens for its logit rows.
+    token_ids, positions: it has table rows for those below. kv_block_size, kv_block_bytes: of the cache it was compiled for.
+    0 or None: it does without.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    weights: tuple[int, ...]
+    gathers: bool = False
+    shared_scratch: Size = field(default_factory=Size)
+    local_scratch_bytes: int = 0
+    token_ids: int | None = None
+    positions: int | None = None
+    kv_block_size: int = 0
+    kv_block_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class KvCache:
     """Blocks of block_size tokens; a layer's blocks are contiguous: [layers][num_blocks][block_bytes]."""
 
@@ -109,6 +130,7 @@ class Plan:
     library: str  # kernels/<name>
     buffers: tuple[Buffer, ...]
     weights: tuple[WeightRef, ...]
+    kernels: dict[str, Needs]  # by symbol
     steps: tuple[Step, ...]
     kv: KvCache
 

@@ -6,9 +6,11 @@ import pathlib
 import re
 
 from slipway.runtime.errors import EngineError
-from slipway.runtime.manifest import Buffer, Limits, Manifest, Operand, Plan, Step
+from slipway.runtime.manifest import Buffer, Limits, Manifest, Needs, Operand, Plan, Step
 
 DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8}
+MOST = 1 << 30  # of anything counted: sums of two still fit the native side's int32
+LINE = 64  # bytes; rows and outputs start at a multiple
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
 
@@ -62,21 +64,33 @@ def _check_at_least(least: int, where: str, **values: int) -> None:
             raise EngineError(f"{where}.{name}", f"{value}", f"at least {least}")
 
 
+def _check_count(where: str, **values: int) -> None:
+    for name, value in values.items():
+        if not 1 <= value <= MOST:
+            raise EngineError(f"{where}.{name}", f"{value}", "1..2^30")
+
+
 def _check_counts(manifest: Manifest, where: str) -> None:
     limits, plan, kv = manifest.limits, manifest.plan, manifest.plan.kv
-    _check_at_least(1, f"{where}.limits", **vars(limits))
-    for name, value in vars(limits).items():
-        if value > 1 << 30:
-            raise EngineError(f"{where}.limits.{name}", f"{value}", "at most 2^30")
-    _check_at_least(1, f"{where}.plan", arena_bytes=plan.arena_bytes, vocab_size=plan.vocab_size)
+    _check_count(f"{where}.limits", **vars(limits))
+    _check_at_least(2, f"{where}.limits", max_sequence_length=limits.max_sequence_length)
+    if not limits.max_sequences <= min(limits.max_batch_tokens, limits.max_logit_rows):
+        raise EngineError(f"{where}.limits.max_sequences", f"{limits.max_sequences}", "at most max_batch_tokens and max_logit_rows")
+    _check_count(f"{where}.plan", vocab_size=plan.vocab_size)
+    _check_at_least(1, f"{where}.plan", arena_bytes=plan.arena_bytes)
     _check_at_least(
         0,
         f"{where}.plan",
         shared_scratch_bytes=plan.shared_scratch_bytes,
         local_scratch_bytes=plan.local_scratch_bytes,
     )
-    _check_at_least(0, f"{where}.plan.kv", layers=kv.layers)
-    _check_at_least(1, f"{where}.plan.kv", block_size=kv.block_size, block_bytes=kv.block_bytes, num_blocks=kv.num_blocks)
+    if kv.layers:
+        _check_count(f"{where}.plan.kv", layers=kv.layers)
+    _check_count(f"{where}.plan.kv", block_size=kv.block_size, num_blocks=kv.num_blocks)
+    _check_at_least(1, f"{where}.plan.kv", block_bytes=kv.block_bytes)
+    if kv.num_blocks * kv.block_size < limits.max_sequence_length:
+        found = f"{kv.num_blocks} of {kv.block_size} tokens"
+        raise EngineError(f"{where}.plan.kv.num_blocks", found, f"room for max_sequence_length, {limits.max_sequence_length}")
 
 
 def _check_plan(manifest: Manifest, where: str) -> None:
@@ -90,11 +104,14 @@ def _check_plan(manifest: Manifest, where: str) -> None:
             raise EngineError(f"{where}.weights[{i}]", f"{weight.bytes} bytes", f"{manifest.files[name].bytes} as in {name}")
     if any(step.symbol for step in plan.steps):
         _check_listed(manifest, f"kernels/{plan.library}", f"{where}.library")
+    for symbol, needs in plan.kernels.items():
+        _check_plan_gives(needs, manifest, f"{where}.kernels.{symbol}")
     for i, step in enumerate(plan.steps):
         _check_step(step, manifest, f"{where}.steps[{i}]")
     _check_operand(plan.logits, plan, limits, f"{where}.logits")
     if plan.logits.row_bytes < 4 * plan.vocab_size or plan.buffers[plan.logits.buffer].dtype != "f32":
         raise EngineError(f"{where}.logits", f"rows of {plan.logits.row_bytes} bytes", f"{plan.vocab_size} f32")
+    _check_rows(plan.logits, 4 * plan.vocab_size, "logit_rows", manifest, f"{where}.logits")
 
 
 def _check_buffer(buffer: Buffer, plan: Plan, limits: Limits, where: str) -> None:
@@ -108,16 +125,33 @@ def _check_buffer(buffer: Buffer, plan: Plan, limits: Limits, where: str) -> Non
         raise EngineError(where, f"ends at {end}", f"at most arena_bytes, {plan.arena_bytes}")
 
 
+def _check_plan_gives(needs: Needs, manifest: Manifest, where: str) -> None:
+    """What a kernel needs of the plan as a whole."""
+    plan, limits = manifest.plan, manifest.limits
+    shared = needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
+    for name, given, needed in (
+        ("shared_scratch_bytes", plan.shared_scratch_bytes, shared),
+        ("local_scratch_bytes", plan.local_scratch_bytes, needs.local_scratch_bytes),
+    ):
+        if given < needed:
+            raise EngineError(where, f"{name} {given}", f"{needed}, which the kernel needs")
+    for name, given, rows in (
+        ("vocab_size", plan.vocab_size, needs.token_ids),
+        ("max_sequence_length", limits.max_sequence_length, needs.positions),
+    ):
+        if rows is not None and given > rows:
+            raise EngineError(where, f"{name} {given}", f"at most {rows}, which the kernel's table holds")
+    if needs.kv_block_size and (plan.kv.block_size, plan.kv.block_bytes) != (needs.kv_block_size, needs.kv_block_bytes):
+        found = f"KV blocks of {plan.kv.block_size} tokens in {plan.kv.block_bytes} bytes"
+        raise EngineError(where, found, f"{needs.kv_block_size} in {needs.kv_block_bytes}, which the kernel needs")
+
+
 def _check_step(step: Step, manifest: Manifest, where: str) -> None:
     plan = manifest.plan
     if step.rows not in ("tokens", "logit_rows"):
         raise EngineError(f"{where}.rows", repr(step.rows), '"tokens" or "logit_rows"')
     if (step.symbol is None) == (step.segment is None):
         raise EngineError(where, "not exactly one of symbol and segment")
-    if step.symbol is not None and not SYMBOL.fullmatch(step.symbol):
-        raise EngineError(f"{where}.symbol", repr(step.symbol), "a C identifier")
-    if step.segment is not None:
-        _check_listed(manifest, f"segments/{step.segment}", f"{where}.segment")
     for weight in step.weights:
         _check_index(weight, len(plan.weights), f"{where}.weights")
     if step.kv_layer is not None:
@@ -125,15 +159,65 @@ def _check_step(step: Step, manifest: Manifest, where: str) -> None:
     for kind in ("inputs", "outputs"):
         for i, operand in enumerate(getattr(step, kind)):
             _check_operand(operand, plan, manifest.limits, f"{where}.{kind}[{i}]")
-            if step.segment is not None and plan.buffers[operand.buffer].dtype == "bf16":
+    if step.symbol is not None:
+        _check_kernel_step(step, manifest, where)
+    else:
+        _check_segment_step(step, manifest, where)
+
+
+def _check_kernel_step(step: Step, manifest: Manifest, where: str) -> None:
+    """The step gives its kernel what that needs."""
+    plan = manifest.plan
+    if not SYMBOL.fullmatch(step.symbol):
+        raise EngineError(f"{where}.symbol", repr(step.symbol), "a C identifier")
+    if step.symbol not in plan.kernels:
+        raise EngineError(f"{where}.symbol", repr(step.symbol), "one of plan.kernels", DAMAGED)
+    needs = plan.kernels[step.symbol]
+    if (weights := tuple(plan.weights[weight].bytes for weight in step.weights)) != needs.weights:
+        raise EngineError(f"{where}.weights", f"of {list(weights)} bytes", f"{list(needs.weights)}, which the kernel needs")
+    if needs.kv_block_size and step.kv_layer is None:
+        raise EngineError(f"{where}.kv_layer", "none", "a layer, which the kernel needs")
+    for kind in ("inputs", "outputs"):
+        operands, sizes = getattr(step, kind), getattr(needs, kind)
+        if len(operands) != len(sizes):
+            raise EngineError(f"{where}.{kind}", f"{len(operands)} of them", f"{len(sizes)}, which the kernel needs")
+        rows = "tokens" if kind == "inputs" and needs.gathers else step.rows
+        for i, (operand, width) in enumerate(zip(operands, sizes, strict=True)):
+            _check_rows(operand, width, rows, manifest, f"{where}.{kind}[{i}]")
+    for i, operand in enumerate(step.outputs):
+        if operand.offset % LINE:
+            raise EngineError(f"{where}.outputs[{i}].offset", f"{operand.offset}", "a multiple of 64")
+
+
+def _check_segment_step(step: Step, manifest: Manifest, where: str) -> None:
+    _check_listed(manifest, f"segments/{step.segment}", f"{where}.segment")
+    for kind in ("inputs", "outputs"):
+        for i, operand in enumerate(getattr(step, kind)):
+            if manifest.plan.buffers[operand.buffer].dtype == "bf16":
                 raise EngineError(f"{where}.{kind}[{i}]", "a bf16 operand of a segment", "f32, i32 or i64")
 
 
 def _check_operand(operand: Operand, plan: Plan, limits: Limits, where: str) -> None:
+    """The first byte of every row lies in the buffer."""
     _check_index(operand.buffer, len(plan.buffers), f"{where}.buffer")
     _check_at_least(0, where, offset=operand.offset, row_bytes=operand.row_bytes)
-    size = plan.buffers[operand.buffer].size
-    rows = limits.max_batch_tokens if size.per_token else limits.max_logit_rows if size.per_logit_row else 1
+    buffer = plan.buffers[operand.buffer]
+    if operand.row_bytes % LINE or operand.offset % DTYPE_BYTES[buffer.dtype]:
+        raise EngineError(where, f"offset {operand.offset}, rows of {operand.row_bytes} bytes", f"whole {buffer.dtype}, rows a multiple of 64")
+    rows = limits.max_batch_tokens if buffer.size.per_token else limits.max_logit_rows if buffer.size.per_logit_row else 1
     last = operand.offset + (rows - 1) * operand.row_bytes
-    if last >= size.at(limits.max_batch_tokens, limits.max_logit_rows):
+    if last >= buffer.size.at(limits.max_batch_tokens, limits.max_logit_rows):
         raise EngineError(where, f"last row at byte {last}", "inside its buffer")
+
+
+def _check_rows(operand: Operand, width: int, rows: str, manifest: Manifest, where: str) -> None:
+    """Every byte that is touched, `width` of each row, lies in the buffer, and rows do not overlap."""
+    limits, buffer = manifest.limits, manifest.plan.buffers[operand.buffer].size
+    if operand.row_bytes < width:
+        raise EngineError(where, f"rows of {operand.row_bytes} bytes", f"at least {width}, which are touched")
+    if not (buffer.per_token if rows == "tokens" else buffer.per_logit_row):
+        raise EngineError(where, "a buffer of other rows", f"one of {rows}")
+    count = limits.max_batch_tokens if rows == "tokens" else limits.max_logit_rows
+    end, size = operand.offset + (count - 1) * operand.row_bytes + width, buffer.at(limits.max_batch_tokens, limits.max_logit_rows)
+    if end > size:
+        raise EngineError(where, f"ends at byte {end}", f"at most {size}, where its buffer ends")

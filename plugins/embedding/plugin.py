@@ -49,6 +49,7 @@ class EmbeddingPlugin:
             inputs=(),
             output_dtypes=(dtype,),
             weights=(PackedWeight((table,), pack_table, "rows_bf16"),),
+            token_ids=table.meta["val"].shape[0],
             cost=Cost(token_bytes=columns * (2 + dtype.itemsize)),
         )
 

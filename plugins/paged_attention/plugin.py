@@ -100,6 +100,7 @@ class PagedAttentionPlugin:
             shared_scratch=Size(fixed=SLOTS * (LINE + _state_bytes(a.head_dim))),
             local_scratch=_local_scratch(a.head_dim, target),
             kv_layer=a.layer,
+            positions=a.rope.meta["val"].shape[0] if a.rope is not None else None,
             kv_block_bytes=BLOCK_SIZE * 2 * a.num_kv_heads * (a.head_dim + _columns(a.head_dim)),
             cost=Cost(
                 token_bytes=sum(x.meta["val"].shape[1] * t.itemsize for x, t in zip((*inputs, node), (*sources, dtype)))

@@ -1,8 +1,11 @@
 """The whole pipeline on tiny random checkpoints: what is built says what transformers says, and only what changed is built again."""
 
 import json
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +119,15 @@ def test_a_damaged_engine_is_refused_in_one_sentence(build, tmp_path, damage):
     with pytest.raises(EngineError) as refused:
         Scorer(damaged_copy(engine, tmp_path, damage))
     assert "\n" not in str(refused.value) and "build it again" in str(refused.value)
+
+
+def test_no_number_of_a_manifest_brings_the_process_down(build):
+    engine, _ = build("qwen3")
+    mutants = pathlib.Path(__file__).parents[1] / "runtime" / "toy" / "mutants.py"
+    done = subprocess.run([sys.executable, mutants, engine, "2", "5"], capture_output=True, text=True)
+    fates = done.stdout.splitlines()
+    assert done.returncode == 0 and len(fates) > 50, done.stderr
+    assert not [fate for fate in fates if not fate.startswith(("ran ", "refused "))], done.stderr
 
 
 def test_a_damaged_cache_entry_is_made_again(build, tiny, cache):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def test_another_version_is_refused(toy, name):
     directory = toy()
     body = json.loads((directory / "engine.json").read_text())
     (directory / "engine.json").write_text(json.dumps({**body, name: 7}))
-    assert f"{name} 7, expected 1; build the engine with this Slipway" in refusal(directory)
+    assert f"{name} 7, expected {body[name]}; build the engine with this Slipway" in refusal(directory)
 
 
 def test_every_bit_of_the_manifest_counts(toy):
@@ -103,7 +105,18 @@ PLAN_FAULTS = {
     "rows": (lambda plan: {"steps": (replace(plan.steps[0], rows="lines"),)}, '"tokens" or "logit_rows"'),
     "operand": (lambda plan: {"steps": (replace(plan.steps[0], outputs=(Operand(0, 64, 64),)),)}, "inside its buffer"),
     "weight bytes": (lambda plan: {"weights": (replace(plan.weights[0], bytes=8), plan.weights[1])}, "as in weights/next.bin"),
-    "no blocks": (lambda plan: {"kv": replace(plan.kv, num_blocks=0)}, "at least 1"),
+    "no blocks": (lambda plan: {"kv": replace(plan.kv, num_blocks=0)}, "expected 1..2^30"),
+    "too few blocks": (lambda plan: {"kv": replace(plan.kv, num_blocks=63)}, "room for max_sequence_length, 256"),
+    "another block": (lambda plan: {"kv": replace(plan.kv, block_size=8)}, "KV blocks of 8 tokens"),
+    "no weights": (lambda plan: {"steps": (replace(plan.steps[3], weights=()),)}, "of [] bytes, expected [1032], which the kernel needs"),
+    "another weight": (lambda plan: {"steps": (replace(plan.steps[3], weights=(1,)),)}, "of [4] bytes, expected [1032]"),
+    "no inputs": (lambda plan: {"steps": (replace(plan.steps[3], inputs=()),)}, "inputs: 0 of them, expected 1"),
+    "no KV layer": (lambda plan: {"steps": (replace(plan.steps[0], kv_layer=None),)}, "kv_layer: none, expected a layer"),
+    "no scratch": (lambda plan: {"local_scratch_bytes": 0}, "local_scratch_bytes 0, expected 4"),
+    "rows that overlap": (lambda plan: {"logits": replace(plan.logits, row_bytes=1024)}, "rows of 1024 bytes, expected 258 f32"),
+    "the end of a row": (lambda plan: {"logits": replace(plan.logits, offset=64)}, "where its buffer ends"),
+    "rows of another kind": (lambda plan: {"steps": (replace(plan.steps[2], inputs=(Operand(2, 0, 64),)),)}, "a buffer of other rows, expected one of tokens"),
+    "no kernel": (lambda plan: {"kernels": {}}, "one of plan.kernels"),
 }  # fmt: skip
 
 
@@ -130,3 +143,13 @@ def test_types_are_checked(toy, change, words):
     text = json.dumps({"checksum": manifests._checksum(body), **body})
     (directory / "engine.json").write_text(text)
     assert words in refusal(directory)
+
+
+@pytest.mark.parametrize(("options", "stride"), [({}, 1), ({"segment": True}, 4)], ids=["kernels", "segment"])
+def test_no_number_of_a_manifest_brings_the_process_down(toy, options, stride):
+    """Refused in one sentence, or run to the end: engine.json edited by hand is no more than a mistake."""
+    mutants = Path(__file__).parent / "toy" / "mutants.py"
+    done = subprocess.run([sys.executable, mutants, toy(**options), "3", str(stride)], capture_output=True, text=True)
+    fates = done.stdout.splitlines()
+    assert done.returncode == 0 and len(fates) > 300 // stride, done.stderr
+    assert not [fate for fate in fates if not fate.startswith(("ran ", "refused "))], done.stderr

@@ -115,23 +115,24 @@ def fake(monkeypatch):
 @pytest.fixture
 def manifest() -> m.Manifest:
     """Two layers of three steps and an ONNX segment."""
-    row = m.Operand(0, 0, 256)
+    row, wanted, touched = m.Operand(0, 0, 256), m.Operand(1, 0, 256), (256,)
 
-    def step(name, op, weights=(), cost=None, symbol="kernel", segment=None):
+    def step(name, op, weights=(), cost=None, symbol="attend", segment=None):
         return m.Step(name, op, "tokens", (row,), (row,), weights, symbol, segment, None, cost or {})
 
     steps = []
     for layer in range(2):
         linear = {"weight_bytes": 4096, "token_bytes": 512, "token_flops": 8192}
         steps += [
-            step(f"model.layers.{layer}.mlp.up_proj", "aten::linear", (layer,), linear),
+            step(f"model.layers.{layer}.mlp.up_proj", "aten::linear", (layer,), linear, "multiply"),
             step(f"model.layers.{layer}.self_attn", "slipway::paged_attention", (), {"kv_bytes": 128, "kv_flops": 256}),
         ]
     steps.append(step("model.strange", "segment", symbol=None, segment="0.onnx"))
     weights = tuple(m.WeightRef(f"up{layer}", f"{layer}.bin", 4096) for layer in range(2))
     plan = m.Plan(
-        arena_bytes=1 << 16, shared_scratch_bytes=0, local_scratch_bytes=0, vocab_size=64, logits=row, library="kernels.so",
-        buffers=(m.Buffer("x", "f32", 0, m.Size(per_token=256)),), weights=weights, steps=tuple(steps),
+        arena_bytes=1 << 16, shared_scratch_bytes=0, local_scratch_bytes=0, vocab_size=64, logits=wanted, library="kernels.so",
+        buffers=(m.Buffer("x", "f32", 0, m.Size(per_token=256)), m.Buffer("logits", "f32", 1 << 14, m.Size(per_logit_row=256))),
+        weights=weights, kernels={"multiply": m.Needs(touched, touched, (4096,)), "attend": m.Needs(touched, touched, ())}, steps=tuple(steps),
         kv=m.KvCache(layers=2, block_size=32, block_bytes=4096, num_blocks=16),
     )  # fmt: skip
     return m.Manifest(

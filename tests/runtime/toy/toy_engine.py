@@ -14,6 +14,7 @@ from slipway.runtime.manifest import (
     KvCache,
     Limits,
     Manifest,
+    Needs,
     Operand,
     Plan,
     Size,
@@ -112,8 +113,20 @@ class Toy:
         ]
         if self.segment:
             steps.append(Step("double", "segment", "logit_rows", (scores,), (logits,), (), segment="double.onnx"))
-        return Plan(end, 4096, 64, VOCAB, logits, "toy.so", tuple(buffers), weights, tuple(steps),
+        kernels = {step.symbol: self.needs(step, weights, sizes) for step in steps if step.symbol}
+        return Plan(end, 4096, 64, VOCAB, logits, "toy.so", tuple(buffers), weights, kernels, tuple(steps),
                     KvCache(2, BLOCK_SIZE, BLOCK_SIZE * 4, self.num_blocks))
+
+
+    def needs(self, step: Step, weights: tuple[WeightRef, ...], sizes: list) -> Needs:
+        """As toy_kernels.cpp has it: four bytes a row, or a row of logits."""
+
+        def touched(operand: Operand) -> int:
+            return VOCAB * 4 if sizes[operand.buffer][1] == "f32" else 4
+
+        cached = step.kv_layer is not None
+        return Needs(tuple(map(touched, step.inputs)), tuple(map(touched, step.outputs)), tuple(weights[w].bytes for w in step.weights),
+                     step.symbol == "toy_gather", Size(fixed=4), 4, None, None, BLOCK_SIZE * cached, BLOCK_SIZE * 4 * cached)
 
 
 CHAT_TEMPLATE = """{%- for message in messages %}{{ bos_token }}{{ message['role'] }}: {{ message['content'] }}
