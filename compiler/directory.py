@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from slipway.compiler import disk
@@ -25,11 +26,16 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def check_destination(out: pathlib.Path) -> None:
-    """Refuses a destination that holds something other than an engine, or that nothing can take the place of."""
+    """Refuses a destination that holds something other than an engine, that nothing can take the place of, or that cannot be made."""
     if out.exists() and not (out / "engine.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(str(out), "exists and is not an engine directory", "a new path, or an engine to replace")
     if out.resolve().is_mount():
         raise UserError(str(out), "is a mount point, which cannot be replaced", "a folder in it", f"-o {out / 'engine'}")
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.resolve().name}.", suffix=".draft").cleanup()
+    except OSError as error:
+        raise UserError(f"{str(out):.200}", f"cannot be made in {parent}: {error.strerror}", "a new path in a folder that can be written") from None
 
 
 @contextlib.contextmanager

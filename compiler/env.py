@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 
 from slipway.compiler.errors import UserError
 
@@ -34,7 +35,11 @@ def debug() -> int:
 
 
 def cache_dir() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("SLIPWAY_CACHE") or pathlib.Path.home() / ".cache" / "slipway")
+    """Need not be there yet. Raises UserError for what is no folder."""
+    path = pathlib.Path(os.environ.get("SLIPWAY_CACHE") or pathlib.Path.home() / ".cache" / "slipway")
+    if path.exists() and not path.is_dir():
+        raise UserError("environment: SLIPWAY_CACHE", f"{path} is no folder", "a folder, which may be new")
+    return path
 
 
 def cache_bytes() -> int:
@@ -46,5 +51,10 @@ def cache_bytes() -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def cxx() -> str:
-    return os.environ.get("SLIPWAY_CXX") or "c++"
+def cxx() -> list[str]:
+    """The C++ compiler's command, as words: `ccache g++` is two."""
+    text = os.environ.get("SLIPWAY_CXX") or "c++"
+    try:
+        return shlex.split(text) or ["c++"]
+    except ValueError as error:
+        raise UserError("environment: SLIPWAY_CXX", f"{text!r}: {error}", "a command") from None

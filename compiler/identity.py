@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import threading
+import tempfile
 
 from slipway.compiler.cache import digest, file_digest
 from slipway.compiler.checkpoint import Checkpoint
@@ -17,10 +18,7 @@ class Identities:
 
     def __init__(self, checkpoint: Checkpoint, cache_root: pathlib.Path):
         self.checkpoint, self.memo_path = checkpoint, cache_root / "files.json"
-        try:
-            self.memo: dict[str, str] = json.loads(self.memo_path.read_text())
-        except (OSError, ValueError):
-            self.memo = {}
+        self.memo = self._saved()
         self.hashing: dict[str, threading.Lock] = {}
 
     def tensor(self, name: str, graph: Graph) -> str:
@@ -39,7 +37,16 @@ class Identities:
         return self.memo[key]
 
     def save(self) -> None:
+        """Adds what this build has hashed to what others may have saved meanwhile."""
         self.memo_path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.memo_path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(self.memo))
-        os.replace(draft, self.memo_path)
+        with tempfile.TemporaryDirectory(dir=self.memo_path.parent, prefix=".making-") as folder:
+            draft = pathlib.Path(folder) / self.memo_path.name
+            draft.write_text(json.dumps(self._saved() | self.memo))
+            os.replace(draft, self.memo_path)
+
+    def _saved(self) -> dict[str, str]:
+        try:
+            memo = json.loads(self.memo_path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return memo if isinstance(memo, dict) else {}

@@ -10,22 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from slipway.compiler import env
 from slipway.compiler.cache import StageCache, digest
-from slipway.compiler.errors import InternalError, UserError
+from slipway.compiler.errors import InternalError
 from slipway.compiler.target import CPU_ISAS, Target
+from slipway.compiler.toolchain import compiler_version
 from slipway.plugins.plugin import Kernel
 
 PLUGINS = pathlib.Path(__file__).resolve().parent.parent / "plugins"
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
-
-
-@functools.cache
-def compiler_version() -> str:
-    """First line of the C++ compiler's --version."""
-    try:
-        out = subprocess.run([env.cxx(), "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(env.cxx(), f"cannot run the C++ compiler ({error})", hint="apt-get install g++") from error
-    return out.splitlines()[0]
 
 
 @functools.cache
@@ -44,7 +35,7 @@ def compile_library(kernels: list[Kernel], target: Target, cache: StageCache, jo
 
     with ThreadPoolExecutor(jobs) as pool:
         objects = list(pool.map(compile_one, sorted(_unique_sources(kernels).items())))
-    link = lambda out: _run([env.cxx(), "-shared", "-o", out, *objects])  # noqa: E731
+    link = lambda out: _run([*env.cxx(), "-shared", "-o", out, *objects])  # noqa: E731
     return cache.fetch("kernels", f"library {target}", library_parts(kernels, target), link)
 
 
@@ -73,7 +64,7 @@ def _unique_sources(kernels: list[Kernel]) -> dict[str, str]:
 def _compile(symbol: str, source: str, target: Target, out: pathlib.Path) -> None:
     text = out.with_name(f"{symbol[:100]}.cpp")
     text.write_text(source)
-    _run([env.cxx(), *_flags(target), f"-I{PLUGINS / 'include'}", f"-I{PLUGINS}", "-c", text, "-o", out])
+    _run([*env.cxx(), *_flags(target), f"-I{PLUGINS / 'include'}", f"-I{PLUGINS}", "-c", text, "-o", out])
 
 
 def _run(command: list) -> None:

@@ -11,6 +11,7 @@ from slipway.compiler import env
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.errors import UserError
 from slipway.compiler.target import CPU_ISAS, host_isa
+from slipway.compiler.toolchain import compiler_version
 from slipway.runtime.machine import usable_cores
 
 PROBE = pathlib.Path(__file__).with_name("machine_probe.cpp")
@@ -39,14 +40,6 @@ def processor() -> str:
     return "unknown processor"
 
 
-def compiler_line() -> str | None:
-    """First line of the C++ compiler's --version, None if it does not run."""
-    try:
-        return subprocess.run([env.cxx(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def measure_limits(threads: int | None = None) -> MachineLimits:
     """Takes about half a second, and a second more the first time. Raises UserError where there is no compiler, or too little for the threads."""
     library = ctypes.CDLL(str(_library()))
@@ -60,13 +53,11 @@ def measure_limits(threads: int | None = None) -> MachineLimits:
 
 
 def _library() -> pathlib.Path:
-    compiler, isa = compiler_line(), host_isa()
-    if compiler is None:
-        raise UserError(env.cxx(), "no C++ compiler", None, "apt-get install g++")
+    compiler, isa = compiler_version(), host_isa()
     if isa is None:
         raise UserError("processor", processor(), f"one with {', '.join(CPU_ISAS['avx2'][0])}")
     flags = ("-std=c++20", "-O2", "-shared", "-fPIC", "-pthread", *CPU_ISAS[isa][1])
     parts = {"source": digest(PROBE.read_bytes()), "flags": " ".join(flags), "compiler": compiler}
-    command = [env.cxx(), *flags, str(PROBE), "-o"]
+    command = [*env.cxx(), *flags, str(PROBE), "-o"]
     cache = StageCache(env.cache_dir(), "machine")
     return cache.fetch("machine", isa, parts, lambda out: subprocess.run([*command, str(out)], check=True))

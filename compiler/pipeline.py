@@ -26,6 +26,7 @@ from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
 from slipway.compiler.target import CPU_ISAS, Target, host_flags, host_isa
+from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
 from slipway.passes.pipeline import run_passes
@@ -56,6 +57,7 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
     """Builds and publishes the engine directory `out`; with dry_run, only says what would be done."""
     directory.check_destination(out)
     cache_bytes = env.cache_bytes()
+    compiler_version()
     loaded = Checkpoint(checkpoint)
     check_inputs(recipe, loaded)
     cache = StageCache(env.cache_dir(), str(out.resolve()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from slipway.compiler.errors import UserError
@@ -21,7 +21,8 @@ DEFAULT_GROUP_SIZE = 64
 PLANNED_TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}  # nats a token, against the checkpoint in float32
 
-Count = Annotated[PositiveInt, Expects("a whole number from 1")]
+MOST = 1 << 30  # of anything counted
+Count = Annotated[int, Field(ge=1, le=MOST), Expects(f"a whole number from 1 to {MOST}")]
 GroupSize = Annotated[int | None, Field(json_schema_extra={"enum": [*GROUP_SIZES, None]})]
 
 
@@ -56,7 +57,7 @@ class LinearPrecision(NamedTuple):
 class Cpu(Section):
     isa: Literal["auto", "avx2", "avx512", "amx"] = "auto"
     """Instruction set of the kernels; auto is the strongest of the building machine."""
-    threads: Annotated[Literal["auto"] | PositiveInt, Expects("auto or a number of threads")] = "auto"
+    threads: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Expects("auto or a number of threads, at most 1024")] = "auto"
     """Threads of the engine; auto is one a core the serving process is granted, hyperthreads counted as cores."""
 
 
@@ -133,13 +134,13 @@ def _has_int4(info: ValidationInfo) -> bool:
 
 
 class Limits(Section):
-    max_sequence_length: Annotated[int, Field(ge=2), Expects("a whole number from 2")]
+    max_sequence_length: Annotated[int, Field(ge=2, le=MOST), Expects(f"a whole number from 2 to {MOST}")]
     """Tokens of one sequence, prompt and completion."""
     max_batch_tokens: Count = 1024
     """Tokens of one step, over all sequences."""
     max_sequences: Count = Field(32, validate_default=True)
     """Sequences that run at once."""
-    kv_cache_tokens: Annotated[Literal["auto"] | PositiveInt, Expects("auto or a number of tokens")] = "auto"
+    kv_cache_tokens: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)], Expects(f"auto or a number of tokens, at most {MOST}")] = "auto"
     """Tokens the KV cache holds; auto: max_sequences full sequences, in at most half of the free memory."""
 
     @field_validator("max_sequences")

@@ -101,7 +101,7 @@ class Engine:
             raise EngineError("engine", "closed")
         token_ids = self._encode(prompt)
         params = (sampling or SamplingParams()).with_defaults(self._recommended)
-        self._check(token_ids, params, deadline)
+        self._check(token_ids, params, priority, deadline)
         request = Request(len(token_ids), params.n, lambda request: self._native.cancel(request.id))
         number = self._dispatcher.register(request)
         try:
@@ -177,6 +177,8 @@ class Engine:
             return [int(token) for token in prompt]
         if self.tokenizer is None:
             raise RequestError("prompt", "text", "token ids: the engine has no tokenizer")
+        if not sampling.is_unicode(prompt):
+            raise RequestError("prompt", "half of a surrogate pair", "Unicode text")
         special = self.manifest.tokenizer.add_special_tokens and not self._starts_with_special(prompt)
         return self.tokenizer.encode(prompt, add_special_tokens=special).ids
 
@@ -185,7 +187,7 @@ class Engine:
         begin = self.manifest.tokenizer.special_tokens.get("bos_token")
         return bool(begin) and prompt.startswith(begin)
 
-    def _check(self, token_ids: list[int], params: SamplingParams, deadline: float | None) -> None:
+    def _check(self, token_ids: list[int], params: SamplingParams, priority: int, deadline: float | None) -> None:
         longest = self.manifest.limits.max_sequence_length
         if not 1 <= len(token_ids) < longest:
             raise RequestError("prompt", f"{len(token_ids)} tokens", f"1..{longest - 1}, one less than max_sequence_length")
@@ -194,6 +196,8 @@ class Engine:
             raise RequestError("prompt", f"token id {wrong}", f"0..{self.manifest.plan.vocab_size - 1}")
         if deadline is not None and not deadline > 0:
             raise RequestError("deadline", f"{deadline}", "seconds from now, above 0")
+        if type(priority) is not int or not -sampling.INT32 <= priority < sampling.INT32:
+            raise RequestError("priority", f"{priority!r:.40}", "a whole number of 32 bits, lower goes first")
         if params.n > self.manifest.limits.max_sequences:
             raise RequestError("n", f"{params.n}", f"at most max_sequences, {self.manifest.limits.max_sequences}")
 
@@ -231,7 +235,7 @@ def _as_request_error(message: str) -> RequestError:
 
 def _salt(text: str | None) -> int:
     """64 bits of a salt, 0 for none."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) if text else 0
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) if text else 0
 
 
 def _stop(native, dispatcher: Dispatcher) -> None:

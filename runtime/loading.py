@@ -12,6 +12,9 @@ from slipway.runtime.manifest import Manifest
 from slipway.runtime.parallel import for_each
 
 
+MAX_THREADS, MAX_KV_TOKENS = 1024, (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class Options:
     """threads: None for as many as the recipe says, every usable core by default. kv_tokens: None for what the recipe says. verify: compare all files with hashes."""
@@ -25,6 +28,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise EngineError(name, f"{value!r}", "a whole number of at least 1")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise EngineError("threads", f"{self.threads}", f"at most {MAX_THREADS}")
 
     @property
     def num_threads(self) -> int:
@@ -74,6 +79,8 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
             f"at most the {_gib(available)} available",
             f"ask for kv_tokens of at most {fitting}" if fitting else "not even the weights fit",
         )
+    if blocks * plan.kv.block_size > MAX_KV_TOKENS:
+        raise EngineError("kv_tokens", f"{blocks * plan.kv.block_size}", f"at most {MAX_KV_TOKENS}")
     return blocks
 
 

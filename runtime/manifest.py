@@ -73,7 +73,7 @@ class Step:
     symbol: str | None = None
     segment: str | None = None
     kv_layer: int | None = None
-    cost: dict = field(default_factory=dict)
+    cost: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,9 @@ def _checked_body(where: str) -> dict:
         body = json.loads(pathlib.Path(where).read_bytes())
     except FileNotFoundError:
         raise EngineError(where, "no such file", "an engine directory made by `slipway build`") from None
-    except ValueError as error:
+    except OSError as error:
+        raise EngineError(where, error.strerror, "an engine directory made by `slipway build`") from None
+    except (ValueError, RecursionError) as error:
         raise EngineError(where, f"not JSON ({error})", hint="the engine is damaged: copy or build it again") from None
     if not isinstance(body, dict) or "format_version" not in body:
         raise EngineError(where, "no format_version", "an engine directory made by `slipway build`")

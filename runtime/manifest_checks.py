@@ -19,6 +19,9 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     """Raises EngineError for the first thing that cannot be so."""
     for name in manifest.files:
         _check_name(name, f"{where}.files")
+    for section in ("cpu", "precision"):
+        if not isinstance(manifest.recipe.get(section, {}), dict):
+            raise EngineError(f"{where}.recipe.{section}", f"found {type(manifest.recipe[section]).__name__}", "a mapping")
     _check_counts(manifest, where)
     _check_plan(manifest, f"{where}.plan")
     tokenizer = manifest.tokenizer

@@ -47,11 +47,11 @@ class SamplingParams:
         for name, (kind, fits, expected) in NUMBERS.items():
             value = getattr(self, name)
             if value is not None and not (_is(kind, value) and fits(value)):
-                raise RequestError(name, f"{value!r}", expected)
+                raise RequestError(name, f"{value!r:.80}", expected)
         for name, (fits, expected) in COLLECTIONS.items():
             value = getattr(self, name)
             if not _accepts(fits, value):
-                raise RequestError(name, f"{value!r}", expected)
+                raise RequestError(name, f"{value!a:.80}", expected)
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, f"{getattr(self, name)!r}", "True or False")
@@ -64,13 +64,12 @@ class SamplingParams:
         return dataclasses.replace(self, **{name: v for name, v in values.items() if getattr(self, name) is None})
 
 
+INT32 = 1 << 31
+MAX_STOPS, MAX_STOP_LENGTH, MAX_BAD_WORDS = 64, 1024, 1024  # each is looked for at every token
+
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 RECOMMENDABLE = (*NEUTRAL, "max_tokens")
 FLAGS = ("ignore_eos", "include_stop", "skip_special_tokens")
-
-
-def _at_least(least: float) -> Callable[[float], bool]:
-    return lambda value: value >= least
 
 
 def _share(value: float) -> bool:
@@ -79,10 +78,10 @@ def _share(value: float) -> bool:
 
 # name: (type, range, words for both)
 NUMBERS = {
-    "max_tokens": (int, _at_least(1), "a whole number of at least 1"),
-    "min_tokens": (int, _at_least(0), "a whole number of at least 0"),
-    "temperature": (float, _at_least(0), "a number of at least 0"),
-    "top_k": (int, _at_least(0), "a whole number of at least 0 (0 is off)"),
+    "max_tokens": (int, lambda value: 1 <= value < INT32, "a whole number in 1..2^31-1"),
+    "min_tokens": (int, lambda value: 0 <= value < INT32, "a whole number in 0..2^31-1"),
+    "temperature": (float, lambda value: value >= 0, "a number of at least 0"),
+    "top_k": (int, lambda value: 0 <= value < INT32, "a whole number in 0..2^31-1 (0 is off)"),
     "top_p": (float, _share, "a number in (0, 1]"),
     "min_p": (float, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     "typical_p": (float, _share, "a number in (0, 1]"),
@@ -109,22 +108,37 @@ def _accepts(fits: Callable, value: object) -> bool:
         return False
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text has an encoding: no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _word(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_STOP_LENGTH and is_unicode(value)
+
+
 def _bad_word(value: object) -> bool:
-    return (isinstance(value, str) and value != "") or _ids(value) and len(value) > 0
+    return _word(value) or _ids(value) and len(value) > 0
 
 
 def _ids(value: object) -> bool:
-    return not isinstance(value, str) and all(_is(int, token) and token >= 0 for token in value)
+    return not isinstance(value, str) and all(_is(int, token) and 0 <= token < INT32 for token in value)
 
 
 COLLECTIONS = {
     "logit_bias": (
-        lambda value: all(_is(int, token) and token >= 0 and _is(float, bias) for token, bias in value.items())
+        lambda value: all(_is(int, token) and 0 <= token < INT32 and _is(float, bias) for token, bias in value.items())
         if isinstance(value, Mapping) else False,
         "a mapping of token id to number",
     ),
-    "bad_words": (lambda value: not isinstance(value, str) and all(map(_bad_word, value)), "non-empty strings or lists of token ids"),
-    "stop": (lambda value: all(isinstance(text, str) and text for text in value), "a non-empty string or a list of them"),
+    "bad_words": (lambda value: not isinstance(value, str) and len(value) <= MAX_BAD_WORDS and all(map(_bad_word, value)),
+                  f"up to {MAX_BAD_WORDS} non-empty strings of up to {MAX_STOP_LENGTH} characters, or lists of token ids"),
+    "stop": (lambda value: len(value) <= MAX_STOPS and all(map(_word, value)),
+             f"a non-empty string of up to {MAX_STOP_LENGTH} characters, or up to {MAX_STOPS} of them"),
     "stop_token_ids": (_ids, "a list of token ids"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import click
 
 from slipway.compiler.cli.options import json_option
 from slipway.compiler.cli.tables import facts, print_json
+from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import bytes_text, rate_text
 
 EPILOG = """\b
@@ -63,10 +64,12 @@ def python() -> Finding:
 
 
 def cxx() -> Finding:
-    from slipway.compiler import env, machine
+    from slipway.compiler.toolchain import compiler_version
 
-    line = machine.compiler_line()
-    return Finding("C++ compiler", line is not None, line or f"{env.cxx()} does not run", None if line else "apt-get install g++")
+    try:
+        return Finding("C++ compiler", True, compiler_version())
+    except UserError as error:
+        return Finding("C++ compiler", False, f"{error.where}: {error.found}", error.hint)
 
 
 def torch() -> Finding:

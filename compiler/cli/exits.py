@@ -17,7 +17,8 @@ from slipway.compiler.errors import UserError
 from slipway.runtime.errors import EngineError
 
 OK, BUG, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
-USERS_OS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+USERS_OS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+                   errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -57,7 +58,7 @@ def _broken_pipe() -> int:
 
 def _unexpected(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in USERS_OS_ERRORS:
-        return _user_error(f"{error.filename or 'disk'}: {error.strerror}")
+        return _user_error(f"{str(error.filename or 'disk'):.200}: {error.strerror}")
     if isinstance(error, MemoryError):
         return _user_error("memory: not enough for this\nhint: lower limits.kv_cache_tokens or limits.max_batch_tokens")
     click.echo(f"This is a bug in Slipway: {type(error).__name__}: {error}", err=True)

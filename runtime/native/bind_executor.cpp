@@ -73,8 +73,11 @@ Batch checked_batch(const Plan& plan, Ints& tokens, Ints& positions, Ints& cu_se
               cu_seqlens.data()[seqs] == static_cast<int64_t>(tokens.size());
   for (size_t s = 0; good && s < seqs; ++s) {
     const int64_t used = (kv_lens.data()[s] + plan.kv.block_size - 1) / plan.kv.block_size;
-    good = cu_seqlens.data()[s] < cu_seqlens.data()[s + 1] && kv_lens.data()[s] >= cu_seqlens.data()[s + 1] - cu_seqlens.data()[s] &&
+    good = cu_seqlens.data()[s] < cu_seqlens.data()[s + 1] && cu_seqlens.data()[s + 1] <= cu_seqlens.data()[seqs] && kv_lens.data()[s] >= cu_seqlens.data()[s + 1] - cu_seqlens.data()[s] &&
            used <= static_cast<int64_t>(blocks.shape(1));
+    // The new tokens are the last of the sequence: attention goes by their positions.
+    for (int32_t t = cu_seqlens.data()[s]; good && t < cu_seqlens.data()[s + 1]; ++t)
+      good = positions.data()[t] == kv_lens.data()[s] - (cu_seqlens.data()[s + 1] - t);
     for (int64_t b = 0; good && b < used; ++b) {
       const int32_t block = blocks(s, static_cast<size_t>(b));
       good = block >= 0 && block < plan.kv.num_blocks;

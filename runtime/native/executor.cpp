@@ -41,7 +41,7 @@ Executor::Step Executor::resolve(const StepSpec& spec, const Plan& plan) const {
             .operands = {}, .weights = {}, .kv = nullptr, .num_inputs = spec.inputs.size()};
   for (const OperandSpec& input : spec.inputs) step.operands.push_back(operand(input));
   for (const OperandSpec& output : spec.outputs) step.operands.push_back(operand(output));
-  for (const int32_t weight : spec.weights) step.weights.push_back(weights_[static_cast<size_t>(weight)]->data());
+  for (const int32_t weight : spec.weights) step.weights.push_back(weights_.at(static_cast<size_t>(weight))->data());
   if (spec.kv_layer) step.kv = kv_.data() + *spec.kv_layer * plan.kv.block_bytes * plan.kv.num_blocks;
   return step;
 }

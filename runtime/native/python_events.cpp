@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <stdexcept>
+
 #include "request_times.hpp"
 
 namespace nb = nanobind;
@@ -11,7 +13,15 @@ namespace nb = nanobind;
 namespace slipway {
 namespace {
 
-template <class T> void read(T& field, nb::handle object, const char* name) { field = nb::cast<T>(object.attr(name)); }
+// The value as T; std::invalid_argument, as "field: found, expected ...", for what is none: an int of more than 32 bits, text that is not Unicode.
+template <class T> T converted(nb::handle value, const char* name) {
+  T result;
+  if (nb::try_cast(value, result)) return result;
+  throw std::invalid_argument(std::string(name) + ": " + nb::cast<std::string>(nb::steal(PyObject_ASCII(value.ptr()))) +
+                              ", expected a value that the engine can hold");
+}
+
+template <class T> void read(T& field, nb::handle object, const char* name) { field = converted<T>(object.attr(name), name); }
 
 nb::list tokens_of(const Event& event) {
   nb::list result;
@@ -45,10 +55,10 @@ nb::object text_or_none(const char* text) { return text ? nb::object(nb::str(tex
 SamplingParams params_from_python(nb::handle from) {
   SamplingParams params;
   for (auto [token, bias] : nb::borrow<nb::dict>(from.attr("logit_bias")))
-    params.logit_bias.emplace_back(nb::cast<int32_t>(token), nb::cast<float>(bias));
-  for (nb::handle word : from.attr("bad_words")) params.bad_words.push_back(nb::cast<std::vector<int32_t>>(word));
-  for (nb::handle token : from.attr("stop_token_ids")) params.stop_token_ids.push_back(nb::cast<int32_t>(token));
-  for (nb::handle text : from.attr("stop")) params.stop.push_back(nb::cast<std::string>(text));
+    params.logit_bias.emplace_back(converted<int32_t>(token, "logit_bias"), converted<float>(bias, "logit_bias"));
+  for (nb::handle word : from.attr("bad_words")) params.bad_words.push_back(converted<std::vector<int32_t>>(word, "bad_words"));
+  for (nb::handle token : from.attr("stop_token_ids")) params.stop_token_ids.push_back(converted<int32_t>(token, "stop_token_ids"));
+  for (nb::handle text : from.attr("stop")) params.stop.push_back(converted<std::string>(text, "stop"));
   read(params.repetition_penalty, from, "repetition_penalty");
   read(params.presence_penalty, from, "presence_penalty");
   read(params.frequency_penalty, from, "frequency_penalty");

@@ -2,15 +2,21 @@
 
 #include <nanobind/stl/string.h>
 
+#include <stdexcept>
+
 namespace nb = nanobind;
 
 namespace slipway {
 namespace {
 
-template <class T> T get(nb::handle object, const char* name) { return nb::cast<T>(object.attr(name)); }
+template <class T> T get(nb::handle object, const char* name) {
+  T result;
+  if (nb::try_cast(object.attr(name), result)) return result;
+  throw std::invalid_argument(std::string(name) + ": out of range");
+}
 
 OperandSpec operand(nb::handle from, nb::handle buffers) {
-  const nb::object buffer = buffers[get<size_t>(from, "buffer")];
+  const nb::object buffer = buffers[get<size_t>(from, "buffer")];  // IndexError
   return {get<int64_t>(buffer, "offset") + get<int64_t>(from, "offset"), get<int64_t>(from, "row_bytes")};
 }
 

@@ -61,7 +61,7 @@ def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
     """A shared object of `source` and the driver; compiled once for the same source, headers, flags and compiler."""
     flags = [*COMMON_FLAGS, "-shared", "-pthread", "-Wall", "-Wextra", *CPU_ISAS[target.isa][1]]
     headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER]))
-    digest = hashlib.sha256("\0".join([env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
+    digest = hashlib.sha256("\0".join([*env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
     library = CACHE / f"{digest.hexdigest()[:24]}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
             unit.write_text(f'{source}\n#include "{DRIVER}"\n')
             includes = ["-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
             made = subprocess.run(
-                [env.cxx(), *flags, *includes, str(unit), "-o", f"{folder}/kernel.so"], capture_output=True, text=True
+                [*env.cxx(), *flags, *includes, str(unit), "-o", f"{folder}/kernel.so"], capture_output=True, text=True
             )
             assert made.returncode == 0, made.stderr
             os.replace(f"{folder}/kernel.so", library)

@@ -23,6 +23,8 @@ from slipway.runtime.vocabulary import Vocabulary, read_vocabulary
     ("presence_penalty", float("inf")), ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {3: "x"}), ("bad_words", "word"),
     ("bad_words", [""]), ("bad_words", [[]]), ("stop", [""]), ("stop", 3), ("stop_token_ids", "12"), ("stop_token_ids", [-1]),
     ("ignore_eos", 1), ("seed", -1), ("seed", 2**64), ("logprobs", -1), ("n", 0), ("n", 10**6), ("speculate_tokens", -1),
+    ("max_tokens", 2**31), ("min_tokens", 2**31), ("top_k", 2**40), ("stop_token_ids", [2**31]), ("logit_bias", {2**31: 1}),
+    ("bad_words", [[2**31]]), ("bad_words", ["\ud800"]), ("bad_words", ["x"] * 1025), ("stop", ["\udfff"]), ("stop", ["x"] * 65), ("stop", "x" * 1025),
 ])  # fmt: skip
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(RequestError) as error:
@@ -33,6 +35,29 @@ def test_a_wrong_field_is_named(field, value):
 def test_min_tokens_fit_max_tokens():
     with pytest.raises(RequestError, match="min_tokens: 5, expected at most max_tokens, 4"):
         SamplingParams(min_tokens=5, max_tokens=4)
+
+
+@pytest.mark.parametrize(("prompt", "options", "words"), [
+    ("\ud800", {}, "prompt: half of a surrogate pair, expected Unicode text"),
+    ([2**31], {}, "prompt: token id 2147483648"),
+    ("x", {"priority": 2**31}, "priority: 2147483648, expected a whole number of 32 bits"),
+])  # fmt: skip
+def test_what_the_native_side_cannot_hold(toy, prompt, options, words):
+    with Engine.load(toy()) as engine:
+        with pytest.raises(RequestError, match=words):
+            engine.submit(prompt, **options)
+        assert engine.submit("x", SamplingParams(max_tokens=2), cache_salt="\ud800").result()
+
+
+def test_the_native_side_names_what_it_cannot_hold():
+    from types import SimpleNamespace
+
+    from slipway.runtime import _native
+
+    for field, value in (("top_k", 2**31), ("stop", ["\ud800"]), ("stop_token_ids", [2**31]), ("bad_words", [[2**31]]), ("logit_bias", {2**31: 1.0})):
+        params = SimpleNamespace(**{**vars(SamplingParams().with_defaults({})), field: value})
+        with pytest.raises(ValueError, match=f"{field}: .*, expected a value that the engine can hold"):
+            _native.core.check_params(params, 258)
 
 
 def test_recommended_values_fill_what_is_unsaid():

@@ -90,10 +90,10 @@ def test_step_times(toy):
     assert executor.step_seconds[4] >= 1e-3 and sum(executor.step_seconds[:4]) >= 0
 
 
-@pytest.mark.parametrize("broken", [{"block": NUM_BLOCKS}, {"token": VOCAB}, {"row": 3}])
+@pytest.mark.parametrize("broken", [{"block": NUM_BLOCKS}, {"token": VOCAB}, {"row": 3}, {"position": 1}, {"position": 40}])
 def test_a_batch_outside_the_limits_is_refused(toy, broken):
     with pytest.raises(ValueError, match="not within the engine's limits"):
-        load(toy()).run(ints([1, 2, broken.get("token", 3)]), ints([0, 1, 2]), ints([0, 3]), ints([3]),
+        load(toy()).run(ints([1, 2, broken.get("token", 3)]), ints([0, 1, broken.get("position", 2)]), ints([0, 3]), ints([3]),
                         ints([[broken.get("block", 0)]]), ints([broken.get("row", 2)]))
 
 

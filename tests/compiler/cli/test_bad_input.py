@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from slipway.runtime import manifest
 from tokenizers import Tokenizer, models
 
 RECIPE = """
@@ -148,3 +149,97 @@ def test_what_does_not_load_is_not_published(build, tmp_path, monkeypatch):
     outcome = build()
     assert outcome.code == 1 and "does not load" in outcome.err and "num_blocks" in outcome.err
     assert not [path.name for path in tmp_path.iterdir() if "engine" in path.name]
+
+
+@pytest.mark.parametrize("key", ["max_sequence_length", "max_batch_tokens", "kv_cache_tokens"])
+def test_numbers_beyond_all_machines(build, tmp_path, key):
+    refused(build("--dry-run", "--set", f"limits.{key}={10**22}"), f"limits.{key}: {10**22}; expected ", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("file", "exists and is not an engine"), ("file/x", "cannot be made in "), ("/proc/x", "/proc/x: cannot be made in /proc: "), ("x" * 300, "File name too long"),
+     ("x" * 250, "cannot be made in ")],
+)  # fmt: skip
+def test_a_place_no_engine_can_have(cli, build, tmp_path, out, words):
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.iterdir())
+    refused(build("-o", tmp_path / out), words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_cache_that_is_a_file(build, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SLIPWAY_CACHE", str(tmp_path / "file"))
+    refused(build(), f"environment: SLIPWAY_CACHE: {tmp_path / 'file'} is no folder; expected a folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("no-such-compiler -O1", "no-such-compiler -O1: cannot run the C++ compiler"), ("sh -c :", "sh -c :: no C++ compiler"), ("c++ '", "environment: SLIPWAY_CXX: ")],
+)
+def test_a_compiler_that_is_none(build, tmp_path, monkeypatch, command, words):
+    monkeypatch.setenv("SLIPWAY_CXX", command)
+    refused(build("--dry-run"), words, tmp_path)
+
+
+def test_a_compiler_of_several_words(build, monkeypatch):
+    monkeypatch.setenv("SLIPWAY_CXX", "env LC_ALL=C c++")
+    assert build().code == 0
+
+
+@pytest.fixture
+def engine(build, checkpoint, tmp_path):
+    tokenizer()(checkpoint)
+    assert build().code == 0
+    return tmp_path / "engine"
+
+
+def nested(engine):
+    (engine / "engine.json").write_text("[" * 100_000)
+
+
+def resigned(**values):
+    """engine.json edited, and its checksum made good."""
+
+    def spoil(engine):
+        body = json.loads((engine / "engine.json").read_text()) | values
+        del body["checksum"]
+        (engine / "engine.json").write_text(json.dumps({"checksum": manifest._checksum(body), **body}))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (nested, "engine.json: not JSON"),
+        (resigned(recipe={"cpu": "two"}), "recipe.cpu: found str, expected a mapping"),
+        (resigned(recipe={"cpu": {"threads": 10**9}}), "threads: 1000000000, expected at most 1024"),
+        (resigned(recipe={"precision": []}), "recipe.precision: found list, expected a mapping"),
+        (resigned(default_sampling={"top_k": -1}), "top_k: -1"),
+        (resigned(files=[[]]), "files: found list"),
+        (resigned(plan={}), "plan: no key 'arena_bytes'"),
+    ],
+)
+def test_a_spoilt_engine(cli, engine, spoil, words):
+    spoil(engine)
+    refused(cli("check", engine), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("{}/engine.json", "x"), "Not a directory, expected an engine directory"),
+        (("x" * 5000, "x"), "File name too long"),
+        (("{}", "\udcff"), "prompt: half of a surrogate pair, expected Unicode text"),
+        (("{}", "x", "--stop", "x" * 5000), "stop: "),
+        (("{}", "x", *["--stop", "x"] * 65), "stop: "),
+        (("{}", "x", "--top-k", 2**31), "top_k: 2147483648, expected a whole number in 0..2^31-1"),
+        (("{}", "x", "--max-tokens", 2**63), "max_tokens: 9223372036854775808"),
+        (("{}", "x", "--kv-tokens", 10**22), "kv_tokens"),
+        (("{}", "x", "--threads", 10**9), "threads: 1000000000, expected at most 1024"),
+    ],
+)
+def test_a_run_that_cannot_be(cli, engine, arguments, words):
+    refused(cli("run", *(str(argument).format(engine) for argument in arguments)), words)

@@ -28,7 +28,7 @@ def engine(tmp_path_factory):
     done = slipway("build", "demo-llama/cpu-bf16", "-o", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{out}: built\n") and "verified: KL" in done.stdout
-    assert re.fullmatch(r"(\[\d/6\] .*\n)+", done.stderr), done.stderr
+    assert re.fullmatch(r"(\[\d/7\] .*\n)+", done.stderr), done.stderr
     return out
 
 
