@@ -10,17 +10,26 @@ from slipway.runtime.errors import RequestError
 
 
 class ChatTemplate:
-    """source: Jinja2, as Hugging Face writes it. names: special tokens it may use ("bos_token")."""
+    """source: Jinja2, as Hugging Face writes it, under the settings of transformers. names: special tokens it may use ("bos_token").
+
+    Raises RequestError for a source that is no template.
+    """
 
     def __init__(self, source: str, names: Mapping[str, str]):
-        from jinja2.ext import loopcontrols  # jinja2 is slow to import, and most requests are not chats
+        from jinja2 import TemplateSyntaxError  # jinja2 is slow to import, and most requests are not chats
+        from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        from slipway.runtime.chat_tags import Generation
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        self.template = environment.from_string(source)
+        try:
+            self.template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise RequestError("chat template", f"line {error.lineno}: {error.message}", "a Jinja template") from None
         self.names = dict(names)
 
     def render(self, messages: Sequence[Mapping], *, add_generation_prompt: bool = True, tools=None, **values) -> str:

@@ -60,6 +60,31 @@ def test_the_native_side_names_what_it_cannot_hold():
             _native.core.check_params(params, 258)
 
 
+CONVERSATION = [{"role": "user", "content": "<hé>"}, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "x"}]
+TEMPLATES = {
+    "generation": "{%- for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<end>{% endgeneration %}{% else %}"
+                  "{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}",
+    "names inside": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
+    "blocks": "  {% if true %}\n    {{ messages[0].content }}\n  {% endif %}\n  end",
+    "tojson": "{{ messages | tojson(indent=2) }}{{ messages | tojson }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ strftime_now('%Y') }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_says_what_it_says_in_transformers(name):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    expected = render_jinja_template([CONVERSATION], chat_template=TEMPLATES[name], add_generation_prompt=True)[0][0]
+    assert ChatTemplate(TEMPLATES[name], {}).render(CONVERSATION) == expected
+
+
+def test_a_template_that_is_none():
+    with pytest.raises(RequestError, match="chat template: line 2: .*expected a Jinja template"):
+        ChatTemplate("\n{% for %}", {})
+
+
 def test_recommended_values_fill_what_is_unsaid():
     params = SamplingParams(top_p=0.5, stop="end").with_defaults({"temperature": 0.6, "top_p": 0.9, "top_k": None})
     assert (params.temperature, params.top_p, params.top_k, params.stop) == (0.6, 0.5, 0, ("end",))
