@@ -30,11 +30,12 @@ TEMPLATES = jinja2.Environment(
 @dataclass(frozen=True)
 class Serving:
     """How Triton runs the engine. decoupled: streams, which plain `infer` calls cannot receive; without it one response
-    a request, by `infer` too. threads, kv_tokens: of Engine.load, None for the engine's own."""
+    a request, by `infer` too. threads, kv_tokens, verify: of Engine.load, None for the engine's own."""
 
     decoupled: bool = True
     threads: int | None = None
     kv_tokens: int | None = None
+    verify: bool = True
 
 
 def write_repository(
@@ -78,7 +79,8 @@ class ModelWriter:
 
     def write_engine_model(self, name: str, fields: Fields, kind: str, serving: Serving, parameters: dict) -> None:
         settings = {key: value for key, value in asdict(serving).items() if key != "decoupled" and value is not None}
-        values = vars(fields) | {"kind": kind, "decoupled": serving.decoupled, "parameters": parameters | settings}
+        written = {key: str(value).lower() for key, value in settings.items()}
+        values = vars(fields) | {"kind": kind, "decoupled": serving.decoupled, "parameters": parameters | written}
         self._write(name, "config.pbtxt", "engine.pbtxt.j2", values)
         self._write(name, "1/model.py", "model.py.j2", {})
 

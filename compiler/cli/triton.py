@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from slipway.compiler.cli.options import FOLDER, engine_argument
+from slipway.compiler.cli.options import FOLDER, Loading, loading_options
 
 POLL_S = 0.2
 EPILOG = """\b
@@ -25,21 +25,37 @@ With the server running:
 
 
 @click.command(epilog=EPILOG)
-@engine_argument
+@loading_options
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="The repository; a model is added to an existing one.")
 @click.option("--contract", type=click.Choice(["vllm", "tensorrt_llm"]), default="vllm", show_default=True,
               help="Whose clients it serves: the names and types of inputs and outputs.")  # fmt: skip
 @click.option("--name", help="Name of the model in Triton; by default the recipe's.")
 @click.option("--copy", is_flag=True, help="Put the engine into the repository instead of its path.")
+@click.option("--decoupled/--no-decoupled", default=True, show_default=True,
+              help="Streams, which plain `infer` calls cannot receive; without, one response a request.")  # fmt: skip
 @click.option("--start", is_flag=True, help="Serve the repository until Ctrl-C.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --start: the address to listen on.")
 @click.option("--ports", type=int, nargs=3, default=(8000, 8001, 8002), show_default=True, metavar="HTTP GRPC METRICS",
               help="With --start; 0 takes a free port.")  # fmt: skip
-def triton(engine: Path, out: Path, contract: str, name: str | None, copy: bool, start: bool, host: str, ports: tuple[int, ...]) -> None:
-    """Write ENGINE, an engine directory, as a Triton model repository."""
-    from slipway.compiler.triton_repository import write_repository
+def triton(
+    loading: Loading,
+    out: Path,
+    contract: str,
+    name: str | None,
+    copy: bool,
+    decoupled: bool,
+    start: bool,
+    host: str,
+    ports: tuple[int, ...],
+) -> None:
+    """Write ENGINE, an engine directory, as a Triton model repository.
 
-    names = write_repository(engine, out, contract, name=name, copy_engine=copy)
+    How the engine is loaded and whether it streams is written into the repository.
+    """
+    from slipway.compiler.triton_repository import Serving, write_repository
+
+    serving = Serving(decoupled, loading.threads, loading.kv_tokens, loading.verify)
+    names = write_repository(loading.path, out, contract, name=name, copy_engine=copy, serving=serving)
     click.echo(f"{out}: {', '.join(names)}", err=start)
     if start:
         serve(out, host, ports)

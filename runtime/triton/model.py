@@ -28,6 +28,7 @@ class Settings:
     engine: str  # a path; a relative one starts at the version folder
     threads: int | None = None
     kv_tokens: int | None = None
+    verify: bool = True
 
     @classmethod
     def read(cls, config: dict) -> Settings:
@@ -35,7 +36,16 @@ class Settings:
         unknown = stated.keys() - cls.__dataclass_fields__
         if unknown:
             raise EngineError("config.pbtxt", f"unknown parameters {sorted(unknown)}", f"of {sorted(cls.__dataclass_fields__)}")
-        return cls(**stated | {name: int(stated[name]) for name in ("threads", "kv_tokens") if name in stated})
+        return cls(**{name: READERS.get(name, str)(value) for name, value in stated.items()})
+
+
+def read_flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise EngineError("config.pbtxt", f"verify {text!r}", "true or false")
+    return text == "true"
+
+
+READERS = {"threads": int, "kv_tokens": int, "verify": read_flag}
 
 
 class TritonPythonModel:
@@ -45,7 +55,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"] / settings.engine
         self.exchange = CONTRACTS[settings.contract]
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        self.engine = Engine.load(folder, threads=settings.threads, kv_tokens=settings.kv_tokens, verify=False)
+        self.engine = Engine.load(folder, threads=settings.threads, kv_tokens=settings.kv_tokens, verify=settings.verify)
         self.pump = Pump(wire)
         self.attendant = Attendant(self.pump, self.engine, {"model": args["model_name"], "version": args["model_version"]})
         self.pump.start()

@@ -1,5 +1,6 @@
 """A server starts, loads, unloads, stops and dies without leaving a process or a shared memory region."""
 
+import re
 import shutil
 import threading
 
@@ -33,6 +34,36 @@ def test_an_engine_that_does_not_load_ends_the_start_with_its_sentence(repositor
     with pytest.raises(EngineError, match="engine.json: no such file"):
         server.start()
     assert_nothing_left(server)
+
+
+@pytest.fixture
+def damaged(repository, tmp_path):
+    """A repository whose engine has one bit of its weights flipped."""
+    shutil.copytree(repository / "demo", tmp_path / "demo")
+    shard = max((tmp_path / "demo/1/engine/weights").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    return tmp_path, shard
+
+
+def test_a_damaged_engine_is_not_served(damaged):
+    repository, shard = damaged
+    server = Server(repository)
+    with pytest.raises(EngineError) as error:
+        server.start()
+    assert re.search(rf"^model demo: .*{shard.name}.*: contents changed since the build; the engine is damaged", str(error.value), re.MULTILINE)
+    assert_nothing_left(server)
+
+
+def test_verify_false_serves_without_looking(damaged):
+    repository, _ = damaged
+    config = repository / "demo/config.pbtxt"
+    stated = 'parameters { key: "verify" value { string_value: "true" } }'
+    assert stated in config.read_text()
+    config.write_text(config.read_text().replace(stated, stated.replace("true", "false")))
+    with Server(repository) as server:
+        assert complete(server, "demo", vllm_inputs(max_tokens=4)) is not None
 
 
 def test_a_moved_repository_serves_also_without_metrics(repository, tmp_path):

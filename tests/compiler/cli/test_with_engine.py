@@ -132,6 +132,15 @@ def test_dry_run_builds_nothing(tmp_path):
     assert not (tmp_path / "engine").exists()
 
 
+def test_triton_writes_how_the_engine_is_served(engine, tmp_path):
+    options = ["--threads", 1, "--kv-tokens", 512, "--no-verify", "--no-decoupled"]
+    subprocess.run(command("triton", engine, "-o", tmp_path, "--name", "m", *options), check=True)
+    config = (tmp_path / "m/config.pbtxt").read_text()
+    for name, value in {"threads": "1", "kv_tokens": "512", "verify": "false"}.items():
+        assert f'key: "{name}" value {{ string_value: "{value}" }}' in config
+    assert "decoupled: false" in config
+
+
 def test_triton_serves_until_it_is_told_to_stop(engine, tmp_path):
     start = command("triton", engine, "-o", tmp_path / "repository", "--start", "--ports", 0, 0, 0)
     with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
