@@ -1,4 +1,7 @@
-"""One thread that takes events out of the native engine, many at a time, and hands them to their requests."""
+"""One thread that takes events out of the native engine, many at a time, and hands them to their requests.
+
+When it ends, for whatever reason, every request has ended and none can be registered any more: nobody waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -20,30 +23,42 @@ class Dispatcher(threading.Thread):
         self.native, self.token_text = native, token_text
         self.requests: dict[int, Request] = {}
         self.ids = itertools.count(1)
+        self.failure: EngineError | None = None  # why it ended, if nobody closed the engine
+        self.ended: EngineError | None = None
+        self.lock = threading.Lock()  # over `ended`: it is set once no request can be registered any more
 
     def register(self, request: Request) -> int:
-        """The request's id: events that carry it go to the request, from now on."""
+        """The request's id: events that carry it go to the request, from now on. Raises EngineError after the end."""
         request.id = next(self.ids)
-        self.requests[request.id] = request
+        with self.lock:
+            if self.ended:
+                raise self.ended
+            self.requests[request.id] = request
         return request.id
 
     def forget(self, request: Request) -> None:
         self.requests.pop(request.id, None)
 
     def run(self) -> None:
-        """Until the native engine has stopped and its last event is out. Nobody is left waiting."""
-        error: Exception = EngineError("engine", "closed")
+        """Until the native engine has stopped and its last event is out."""
         try:
             while (events := self.native.poll(POLL_S)) is not None:
                 for event in events:
                     self._deliver(*event)
+            if why := self.native.failure():
+                self.failure = EngineError("engine", f"it has failed: {why}")
         except Exception as problem:  # a bug of ours: tell those who wait, then let the thread die of it
-            error = problem
+            self.failure = EngineError("engine", f"its dispatcher has failed: {problem!r}")
             raise
         finally:
-            for request in list(self.requests.values()):
-                request.fail(error)
-            self.requests.clear()
+            self._end(self.failure or EngineError("engine", "closed"))
+
+    def _end(self, error: EngineError) -> None:
+        with self.lock:
+            self.ended = error
+        for request in list(self.requests.values()):
+            request.fail(error)
+        self.requests.clear()
 
     def _deliver(self, number: int, index: int, text: str, token_ids: list, logprobs, finish_reason, error, metrics, cached) -> None:
         request = self.requests.get(number)

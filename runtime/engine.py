@@ -150,6 +150,11 @@ class Engine:
 
     # The engine.
 
+    @property
+    def failure(self) -> EngineError | None:
+        """Why the engine serves no more although nobody closed it; None while it serves. All its requests have then ended."""
+        return self._dispatcher.failure
+
     def metrics(self) -> dict[str, float]:
         """Counters, gauges and histograms by name; times in seconds."""
         return self._native.metrics()

@@ -12,9 +12,13 @@ from slipway.compiler.cli.options import FOLDER, Loading, loading_options
 POLL_S = 0.2
 EPILOG = """\b
 Examples:
-  slipway triton engine -o repository              then: tritonserver --model-repository repository
+  slipway triton engine -o repository              writes it
   slipway triton engine -o repository --start      serves it here until Ctrl-C
   slipway triton engine -o repository --contract tensorrt_llm
+
+\b
+A server of your own; in this mode a model that can serve no more unloads itself, so that probes see it:
+  tritonserver --model-repository repository --model-control-mode explicit --load-model '*'
 
 \b
 With the server running:

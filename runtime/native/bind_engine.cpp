@@ -79,6 +79,7 @@ void bind_engine(nb::module_& module) {
       .def("take_step_times", &Self::take_step_times)
       .def("cancel", [](Self& self, uint64_t id) { self->cancel(id); }, "id"_a)
       .def("stop", [](Self& self, bool drain) { self->stop(drain); }, "drain"_a)
+      .def("failure", [](Self& self) { return self->failure(); }, "Why it serves no more though nobody stopped it, or None.")
       .def("metrics", [](Self& self) { return self->metrics(); })
       .def("record_step_times", [](Self& self, bool on) { self->record_step_times(on); }, "on"_a)
       .def("run_segments_with", [](Self& self, nb::object run) { self->executor().run_segments_with(python_segments(std::move(run))); })

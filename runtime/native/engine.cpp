@@ -53,7 +53,7 @@ Engine::~Engine() {
 void Engine::submit(Request request) {
   {
     const std::lock_guard lock(books_);
-    if (!broken_.empty()) throw std::runtime_error("it has failed: " + broken_);
+    if (failure_) throw std::runtime_error("it has failed: " + *failure_);
   }
   const double arrival_s = now_s();
   if (request.deadline_s) *request.deadline_s += arrival_s;
@@ -76,6 +76,11 @@ void Engine::stop(bool drain) {
     state_ = State::aborting;
   }
   inbox_.put(Wake{});
+}
+
+std::optional<std::string> Engine::failure() const {
+  const std::lock_guard lock(books_);
+  return failure_;
 }
 
 std::map<std::string, double> Engine::metrics() const {
@@ -101,7 +106,7 @@ void Engine::serve() {
   } catch (const std::exception& error) {  // a bug of ours: the books can no longer be trusted
     why = error.what();
     const std::lock_guard lock(books_);
-    broken_ = why;
+    failure_ = why;
   }
   give_up(why);
 }

@@ -43,6 +43,7 @@ class Engine {
   void cancel(uint64_t request);
   std::optional<std::vector<Event>> poll(double patience_s);  // none: stopped, and all events are out
   void stop(bool drain);
+  std::optional<std::string> failure() const;  // why it serves no more, if nobody stopped it
   std::map<std::string, double> metrics() const;
   void record_step_times(bool on) { recording_ = on; }
   std::vector<StepTimes> take_step_times();
@@ -91,7 +92,7 @@ class Engine {
   mutable std::mutex books_;  // over what follows
   EngineMetrics metrics_;
   std::vector<StepTimes> step_times_;
-  std::string broken_;  // why the engine serves no more
+  std::optional<std::string> failure_;
 
   std::thread thread_;
 };

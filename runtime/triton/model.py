@@ -13,6 +13,7 @@ from slipway.runtime.errors import EngineError, RequestError
 from slipway.runtime.triton import wire
 from slipway.runtime.triton.attendant import Attendant
 from slipway.runtime.triton.exchange import Exchange
+from slipway.runtime.triton.metrics import Metrics
 from slipway.runtime.triton.pump import Job, Pump
 from slipway.runtime.triton.tensorrt_llm import TensorrtLlmExchange
 from slipway.runtime.triton.vllm import VllmExchange
@@ -57,7 +58,8 @@ class TritonPythonModel:
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.engine = Engine.load(folder, threads=settings.threads, kv_tokens=settings.kv_tokens, verify=settings.verify)
         self.pump = Pump(wire)
-        self.attendant = Attendant(self.pump, self.engine, {"model": args["model_name"], "version": args["model_version"]})
+        metrics = Metrics({"model": args["model_name"], "version": args["model_version"]})
+        self.attendant = Attendant(args["model_name"], self.pump, self.engine, metrics, wire)
         self.pump.start()
         self.attendant.start()
 
@@ -68,6 +70,10 @@ class TritonPythonModel:
                 self._take(request, sender)
             except Exception as error:
                 wire.give_up(sender, error)
+
+    def is_ready(self) -> bool:
+        """Asked by Triton from 26.03 on; with those before, the attendant withdraws the model."""
+        return self.attendant.failure is None
 
     def finalize(self) -> None:
         """Triton calls this when no request is in flight any more."""

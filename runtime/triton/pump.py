@@ -1,5 +1,8 @@
 """One thread that takes what the engine produces for all requests and sends it as responses.
 
+A request that goes wrong is ended with an error and the others go on. Should the pump itself fail, it ends all requests
+with an error and takes no more.
+
 It takes everything that waits at once, so that a request whose tokens came faster than they could be sent gets them in
 one response: the further the pump is behind, the fewer responses it sends.
 """
@@ -74,10 +77,14 @@ class Pump(threading.Thread):
         self.wire = wire
         self.jobs: dict[Job, None] = {}  # a set that any thread may copy
         self.waiting: queue.SimpleQueue = queue.SimpleQueue()  # jobs with news, None to stop
+        self.failure: EngineError | None = None
 
     def add(self, job: Job) -> None:
-        """The engine has taken all calls of the job."""
+        """The engine has taken all calls of the job. Raises EngineError if the pump has failed."""
         self.jobs[job] = None
+        if self.failure:  # looked at after the job was put where a failing pump finds it
+            job.cancel()
+            raise self.failure
         for request in job.requests:
             request.listen(lambda: self.waiting.put(job))
         self.waiting.put(job)  # for what came before listen
@@ -88,6 +95,15 @@ class Pump(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        try:
+            self._pump()
+        except Exception as error:  # a bug of ours: tell those who wait, then let the thread die of it
+            self.failure = EngineError("pump", f"it has failed: {error!r}")
+            for job in list(self.jobs):
+                self._give_up(job, self.failure)
+            raise
+
+    def _pump(self) -> None:
         stopped = False
         while not stopped:
             jobs = self._take()
@@ -108,9 +124,7 @@ class Pump(threading.Thread):
             job.collect()
             self._respond(job)
         except Exception as error:  # of one request: the others go on
-            self._close(job)
-            job.cancel()
-            self.wire.give_up(job.sender, error)
+            self._give_up(job, error)
 
     def _respond(self, job: Job) -> None:
         if job.ended:
@@ -125,6 +139,11 @@ class Pump(threading.Thread):
         responses = job.exchange.responses(news) if news else []
         for number, outputs in enumerate(responses, 1):
             self.wire.send(job.sender, outputs, final=job.ended and number == len(responses))
+
+    def _give_up(self, job: Job, error: Exception) -> None:
+        self._close(job)
+        job.cancel()
+        self.wire.give_up(job.sender, error)
 
     def _close(self, job: Job) -> None:
         self.jobs.pop(job, None)

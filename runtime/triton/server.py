@@ -34,7 +34,8 @@ SHARED_MEMORY = Path("/dev/shm")
 class Server:
     """`with Server(repository) as server:` gives a ready server; leaving the block stops it.
 
-    A port of 0 is replaced by a free one. explicit: load nothing but `load_models`, and obey the load and unload calls.
+    A port of 0 is replaced by a free one. load_models: "*" for all; models are loaded and unloaded by call alone, which lets
+    one that can serve no more unload itself.
     drain_s: how long a stopping server lets requests in flight finish. progress: called with a line, about once a second.
     """
 
@@ -43,8 +44,7 @@ class Server:
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    explicit: bool = False
-    load_models: tuple[str, ...] = ()
+    load_models: tuple[str, ...] = ("*",)
     ready_timeout_s: float = 120
     drain_s: int = 30
     progress: Callable[[str], None] | None = None
@@ -100,7 +100,6 @@ class Server:
             raise
 
     def command(self, installed: bundle.Bundle) -> list[str]:
-        mode = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in self.load_models)]
         return [
             str(installed.server),
             f"--model-repository={Path(self.repository).resolve()}",
@@ -109,7 +108,8 @@ class Server:
             *(f"--{kind}-address={self.host}" for kind in ("http", "grpc", "metrics")),
             *(f"--{kind}-port={getattr(self, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")),
             f"--exit-timeout-secs={self.drain_s}",
-            *(mode if self.explicit else []),
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.load_models),
             *self.arguments,
         ]
 

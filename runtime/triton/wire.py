@@ -28,13 +28,27 @@ def fail(sender, error: Exception) -> None:
 
 
 def give_up(sender, error: Exception) -> None:
-    """Ends a request that went wrong in the middle, if Triton still listens; notes a bug of ours in its log."""
+    """Ends a request that went wrong in the middle, if Triton still listens. Raises nothing."""
     if not isinstance(error, EngineError):
-        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+        note(error)
     try:
         fail(sender, error)
-    except pb_utils.TritonModelException as closed:
-        pb_utils.Logger.log_error(f"no response could be sent: {closed}")
+    except Exception as unsent:  # this request is lost; the others must not be
+        note(unsent)
+
+
+def note(error: Exception) -> None:
+    """A bug of ours, in Triton's log."""
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+
+
+def withdraw(model: str, failure: EngineError) -> None:
+    """Makes the model not ready. Triton lets a model unload itself under --model-control-mode=explicit alone."""
+    pb_utils.Logger.log_error(f"{model} can serve no more and is unloaded: {failure}")
+    try:
+        pb_utils.unload_model(model)
+    except pb_utils.TritonModelException as refused:
+        pb_utils.Logger.log_error(f"{model} stays loaded and refuses requests: {refused}")
 
 
 def code(error: Exception) -> int:

@@ -175,6 +175,34 @@ def test_a_segment_that_fails_fails_its_requests_and_the_engine_goes_on(toy):
         assert engine.submit([5] * 20, replace(GREEDY, max_tokens=1)).result(10).cached_tokens == 0
 
 
+def test_an_engine_that_breaks_fails_all_requests_and_says_why(toy):
+    with Engine.load(toy(extra=("toy_break", "toy_dawdle")), threads=1) as engine:
+        waiting = [engine.submit([i], ENDLESS) for i in range(40)]  # more than run at once
+        assert engine.failure is None
+        waiting.append(engine.submit([254], ENDLESS, priority=-1))
+        for request in waiting:
+            with pytest.raises(RequestError, match="the toy broke"):
+                request.result(10)
+        until = time.monotonic() + 5
+        while engine.failure is None and time.monotonic() < until:
+            time.sleep(0.002)
+        assert str(engine.failure) == "engine: it has failed: the toy broke"
+        with pytest.raises(EngineError, match="it has failed: the toy broke"):
+            engine.submit([1], GREEDY)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dispatcher_that_dies_leaves_nobody_waiting(toy):
+    with Engine.load(toy()) as engine:
+        engine._dispatcher.token_text = lambda token: 1 // 0
+        for request in [engine.submit([1], replace(ENDLESS, logprobs=0)), engine.submit([2], ENDLESS)]:
+            with pytest.raises(EngineError, match="its dispatcher has failed: ZeroDivisionError"):
+                request.result(10)
+        assert "dispatcher" in str(engine.failure)
+        with pytest.raises(EngineError, match="its dispatcher has failed"):
+            engine.submit([1], GREEDY)
+
+
 @pytest.mark.parametrize("prompt, options, where", [
     ([], {}, "prompt"), ([VOCAB], {}, "prompt"), ([-1], {}, "prompt"), ([1] * 256, {}, "prompt"), ([1.5], {}, "prompt"),
     ([1], {"sampling": SamplingParams(n=17)}, "n"), ([1], {"deadline": 0}, "deadline"),

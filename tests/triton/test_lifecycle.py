@@ -74,7 +74,7 @@ def test_a_moved_repository_serves_also_without_metrics(repository, tmp_path):
 
 
 def test_load_and_unload(repository):
-    with Server(repository, explicit=True) as server:
+    with Server(repository, load_models=()) as server:
         client = grpc.InferenceServerClient(server.grpc)
         for _ in range(2):
             client.load_model("demo")
@@ -87,7 +87,7 @@ def test_load_and_unload(repository):
 
 
 def test_unload_lets_requests_finish(repository):
-    with Server(repository, explicit=True, load_models=("demo",)) as server:
+    with Server(repository, load_models=("demo",)) as server:
         with Stream(server, "demo", vllm_inputs(**SOME)) as stream:
             responses = iter(stream)
             next(responses)

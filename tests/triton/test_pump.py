@@ -159,6 +159,19 @@ def test_a_request_that_goes_wrong_does_not_stop_the_others(pump, wire):
     assert take(wire) == ("s", "b", True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_pump_that_fails_ends_all_requests_and_takes_no_more(pump, wire):
+    waiting = [add(pump, Echo(), sender=number) for number in range(3)]
+    waiting[1].collect = lambda: 1 // 0
+    wire.give_up = lambda sender, error: Wire.fail(wire, sender, error) if sender != 1 or "pump" in str(error) else 1 // 0
+    waiting[1].requests[0].say("a")
+    sent = [take(wire) for _ in range(2)]
+    assert {sender for sender, _, _ in sent} == {0, 2} and all("pump: it has failed" in str(error) for _, error, _ in sent)
+    assert all(job.closed and job.requests[0].cancelled for job in waiting)
+    with pytest.raises(EngineError, match="pump: it has failed: ZeroDivisionError"):
+        add(pump, Echo())
+
+
 def test_requests_do_not_mix(pump, wire):
     jobs = [add(pump, Echo(stream=False), sender=number) for number in range(32)]
     for text in ("a", "b"):

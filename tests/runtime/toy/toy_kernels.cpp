@@ -3,6 +3,7 @@
 // A wrong block, a stale prefix or a lost row shows as a wrong token. One layer; a token takes 4 bytes of cache.
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <unistd.h>
 
 #include "slipway/abi.hpp"
@@ -85,6 +86,12 @@ extern "C" void toy_choke(const Call& call) {
   for (int row = call.rank; row < call.rows; row += call.size)
     if (call.batch->token_ids[call.batch->logit_rows[row]] == 255)
       for (int v = 0; v < VOCAB; ++v) call.outputs[0].row<float>(row)[v] = std::numeric_limits<float>::quiet_NaN();
+}
+
+// Throws, which no kernel may, at whoever says 254: on one thread that ends the engine.
+extern "C" void toy_break(const Call& call) {
+  for (int row = 0; row < call.rows; ++row)
+    if (call.batch->token_ids[call.batch->logit_rows[row]] == 254) throw std::runtime_error("the toy broke");
 }
 
 // Adds one to what every thread added: all of them, once each, have met at the barrier in between.
