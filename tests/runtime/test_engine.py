@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import itertools
 import random
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from toy_engine import BEGIN, EOS, LIMITS, VOCAB, continuation
@@ -106,6 +108,38 @@ def test_prompts_as_text(toy):
         assert chat == "<begin>user: Hi\nassistant: "
         assert engine.submit(chat, GREEDY).num_prompt_tokens == len("user: Hi\nassistant: ") + 1
         assert [len(engine.generate(p, GREEDY)) for p in ("a", [1, 2], ["a", "b"], [[1], "b", [2]], [])] == [1, 1, 2, 3, 0]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(toy):
+    with Engine.load(toy()) as engine:
+        encode = engine.tokenizer.encode_batch_fast
+        seen = []
+        engine.tokenizer = SimpleNamespace(encode_batch_fast=lambda texts, **options: seen.append(len(texts[0])) or encode(texts, **options))
+        with pytest.raises(RequestError, match="prompt: 100000 characters, expected at most"):
+            engine.submit("a" * 100_000)
+        with pytest.raises(RequestError, match="prompt: 267 tokens"):
+            engine.submit("a" * 266)  # and the token a text begins with
+        assert seen == [266]
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized(toy):
+    with Engine.load(toy()) as engine:
+        engine._longest_text = 10**8
+        ticks, done = [time.monotonic()], threading.Event()
+
+        def tick():
+            while not done.wait(0.001):
+                ticks.append(time.monotonic())
+
+        ticking = threading.Thread(target=tick)
+        ticking.start()
+        start = time.monotonic()
+        with pytest.raises(RequestError, match="tokens, expected"):
+            engine.submit("a" * 500_000)
+        taken = time.monotonic() - start
+        done.set()
+        ticking.join()
+        assert max(later - earlier for earlier, later in itertools.pairwise(ticks)) < taken / 2
 
 
 def test_several_completions_and_logprobs(toy):
