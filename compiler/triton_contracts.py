@@ -54,7 +54,8 @@ SAMPLING = (
 ANSWER = (
     Field("cum_log_probs", "FP32", (-1,)),
     Field("output_log_probs", "FP32", (-1, -1)),
-    *(Field(name, "INT32") for name in ("batch_index", "sequence_index", "num_input_tokens", "num_output_tokens")),
+    *(Field(name, "INT32") for name in ("batch_index", "sequence_index", "num_input_tokens")),
+    Field("num_output_tokens", "INT32", (-1,)),
 )
 TEXT = Fields(
     inputs=(

@@ -48,8 +48,7 @@ class Part:
 
 class Exchange(Protocol):
     calls: list[Call]
-    stream: bool  # respond as tokens arrive; otherwise once, at the end
-    num_responses: int  # when not streaming
+    stream: bool  # respond as tokens arrive; otherwise with one response, at the end
 
     def responses(self, parts: list[Part]) -> list[Outputs]:
         """parts: of this exchange, those with news, or, when not streaming, all."""

@@ -98,9 +98,8 @@ class TritonPythonModel:
 
     def _read(self, inputs: dict, parameters: str) -> Exchange:
         exchange = self.exchange(inputs, parameters, self.engine.tokenizer)
-        if not self.decoupled and (exchange.stream or exchange.num_responses > 1):
-            found = "a stream" if exchange.stream else f"{exchange.num_responses} responses"
-            raise RequestError("request", f"{found} asked of a model that is not decoupled", "one response")
+        if exchange.stream and not self.decoupled:
+            raise RequestError("request", "a stream asked of a model that is not decoupled", "one response")
         return exchange
 
     def _stop(self, request_id: str) -> None:

@@ -1,8 +1,9 @@
 """The contract of TensorRT-LLM's Triton models: `ensemble` (text in, text out) and `tensorrt_llm` (ids in, ids out).
 
 One parser serves both: a request with input_ids is answered in ids. Inputs and outputs have a leading batch dimension;
-every row is a prompt. Each sequence of each row has its own responses. A stream carries new tokens only; otherwise the
-answer repeats the prompt unless exclude_input_in_output is true.
+every row is a prompt. In a stream each sequence of each row has responses of its own, with its new tokens. Otherwise there
+is one response, which /generate and `infer` can take: outputs are [rows, sequences] or [rows, sequences, tokens], tokens
+padded, and the answer repeats the prompt unless exclude_input_in_output is true.
 """
 
 from __future__ import annotations
@@ -39,23 +40,48 @@ class TensorrtLlmExchange:
         self.rows = [Row(row, tokenizer) for row in rows]
         self.calls = [row.call for row in self.rows]
         self.stream = bool(rows[0].get("stream", [False])[0])
-        self.num_responses = sum(row.call.params["n"] for row in self.rows)
+        sequences = {row.call.params["n"] for row in self.rows}
+        if len(sequences) > 1 and not self.stream:
+            raise RequestError("num_return_sequences", f"{sorted(sequences)} in one batch", "the same in every row, without stream")
 
     def responses(self, parts: list[Part]) -> list[Outputs]:
-        return [self._response(self.rows[part.call], part) for part in parts]
+        if self.stream:
+            return [self._outputs([[part]]) | self._place(part) for part in parts]
+        found = {(part.call, part.index): part for part in parts}
+        return [self._outputs([[found[call, index] for index in range(row.call.params["n"])] for call, row in enumerate(self.rows)])]
 
-    def _response(self, row: Row, part: Part) -> Outputs:
-        outputs = row.content(part, repeat_prompt=not self.stream)
-        if row.wants("return_log_probs"):
-            outputs["cum_log_probs"] = np.array([[part.cumulative_logprob]], np.float32)
-            outputs["output_log_probs"] = np.array([[[entries[0].logprob for entries in part.logprobs]]], np.float32)
-        counts = {
-            "batch_index": part.call if len(self.rows) > 1 else None,
-            "sequence_index": part.index if row.call.params["n"] > 1 else None,
-            "num_input_tokens": part.num_prompt_tokens if row.wants("return_num_input_tokens") else None,
-            "num_output_tokens": len(part.token_ids) if row.wants("return_num_output_tokens") else None,
-        }
-        return outputs | {name: np.array([[count]], np.int32) for name, count in counts.items() if count is not None}
+    def _outputs(self, grid: list[list[Part]]) -> Outputs:
+        """grid: [rows][sequences]"""
+        outputs = self._content(grid)
+        if self._wants("return_log_probs"):
+            outputs["cum_log_probs"] = np.array([[part.cumulative_logprob for part in row] for row in grid], np.float32)
+            outputs["output_log_probs"] = padded([[[e[0].logprob for e in part.logprobs] for part in row] for row in grid], np.float32)
+        if self._wants("return_num_input_tokens"):
+            outputs["num_input_tokens"] = np.array([[row[0].num_prompt_tokens] for row in grid], np.int32)
+        if self._wants("return_num_output_tokens"):
+            outputs["num_output_tokens"] = np.array([[len(part.token_ids) for part in row] for row in grid], np.int32)
+        return outputs
+
+    def _content(self, grid: list[list[Part]]) -> Outputs:
+        answers = [[self.rows[part.call].answer(part, repeat_prompt=not self.stream) for part in row] for row in grid]
+        if isinstance(self.calls[0].prompt, str):
+            return {"text_output": np.array([text_tensor(row) for row in answers])}
+        lengths = np.array([[len(ids) for ids in row] for row in answers], np.int32)
+        return {"output_ids": padded(answers, np.int32, self.rows[0].pad_id), "sequence_length": lengths}
+
+    def _place(self, part: Part) -> Outputs:
+        """Whose tokens a response of a stream carries, where there are several."""
+        place = {"batch_index": (part.call, len(self.rows)), "sequence_index": (part.index, self.calls[part.call].params["n"])}
+        return {name: np.array([[index]], np.int32) for name, (index, count) in place.items() if count > 1}
+
+    def _wants(self, name: str) -> bool:
+        return any(row.wants(name) for row in self.rows)
+
+
+def padded(rows: list[list[list]], dtype: type, fill: int = 0) -> np.ndarray:
+    """[rows, sequences, tokens of the longest]"""
+    longest = max(len(tokens) for row in rows for tokens in row)
+    return np.array([[tokens + [fill] * (longest - len(tokens)) for tokens in row] for row in rows], dtype)
 
 
 def split_rows(inputs: Inputs) -> list[dict[str, np.ndarray]]:
@@ -87,12 +113,13 @@ class Row:
     def wants(self, name: str) -> bool:
         return name in self.row and bool(self.row[name][0])
 
-    def content(self, part: Part, *, repeat_prompt: bool) -> Outputs:
+    @property
+    def pad_id(self) -> int:
+        return self.row["pad_id"][0].item() if "pad_id" in self.row else 0
+
+    def answer(self, part: Part, *, repeat_prompt: bool) -> str | list[int]:
         repeat = repeat_prompt and not self.wants("exclude_input_in_output")
-        if isinstance(self.prompt, str):
-            return {"text_output": text_tensor([self.prompt * repeat + part.text]).reshape(1, 1)}
-        ids = self.prompt * repeat + part.token_ids
-        return {"output_ids": np.array([[ids]], np.int32), "sequence_length": np.array([[len(ids)]], np.int32)}
+        return self.prompt * repeat + (part.text if isinstance(self.prompt, str) else part.token_ids)
 
     def _prompt(self) -> str | list[int]:
         if "text_input" in self.row:

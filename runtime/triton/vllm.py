@@ -17,8 +17,6 @@ from slipway.runtime.triton.exchange import Call, Inputs, Outputs, Part, read_te
 
 
 class VllmExchange:
-    num_responses = 1
-
     def __init__(self, inputs: Inputs, parameters: str, _tokenizer=None):
         """parameters: JSON that came beside the tensors; counts when sampling_parameters is not given."""
         self.inputs = inputs

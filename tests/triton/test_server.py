@@ -60,6 +60,18 @@ def test_several_answers(server):
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_generate_takes_several_answers_and_batches(server, model, greedy):
+    several = {"text_input": "def ", "max_tokens": 24, "num_return_sequences": 3, "return_log_probs": True}
+    status, reply = generate(server, model, several)
+    assert status == 200 and reply["text_output"] == ["def " + greedy] * 3 and len(reply["cum_log_probs"]) == 3
+    status, reply = generate(server, model, {"text_input": [["def "], ["def "]], "max_tokens": [[24], [8]]})
+    assert status == 200 and reply["text_output"][0] == "def " + greedy and len(reply["text_output"]) == 2
+    status, events = generate(server, model, several | {"stream": True}, stream=True)
+    texts = ["".join(e["text_output"] for e in events if e["sequence_index"] == index) for index in range(3)]
+    assert status == 200 and texts == [greedy] * 3
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_tensorrt_llm_text(server, model, greedy):
     body = {"text_input": "def ", "max_tokens": 24}
     assert generate(server, model, body)[1]["text_output"] == "def " + greedy
@@ -84,7 +96,8 @@ def test_tensorrt_llm_ids(server):
 def test_a_batch_gets_an_answer_a_row(server, greedy):
     inputs = {"text_input": [["def "], ["def "]], "max_tokens": [[24], [8]], "exclude_input_in_output": [[True], [True]]}
     with Stream(server, "ensemble", inputs) as stream:
-        rows = {int(response["batch_index"][0, 0]): response["text_output"][0, 0].decode() for response in stream}
+        (response,) = stream
+    rows = [text.decode() for text in response["text_output"][:, 0]]
     assert rows[0] == greedy and greedy.startswith(rows[1]) and len(rows[1]) < len(greedy)
 
 

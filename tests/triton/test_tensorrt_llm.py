@@ -123,8 +123,26 @@ def test_log_probs():
     assert outputs["cum_log_probs"].tolist() == [[-1.5]] and outputs["output_log_probs"].tolist() == [[[-0.5, -1.0]]]
 
 
-def test_every_sequence_of_every_row_answers_for_itself():
-    asked = exchange(2, text_input=[b"ab"], max_tokens=[4], num_return_sequences=[2])
+FOUR = [Part(1, 1, "z", [3]), Part(0, 0, "w", [4, 5]), Part(0, 1, "x", [1]), Part(1, 0, "y", [2])]
+
+
+def test_without_stream_all_sequences_of_all_rows_come_in_one_response():
+    (outputs,) = exchange(2, text_input=[b"a"], max_tokens=[4], num_return_sequences=[2]).responses(FOUR)
+    assert outputs["text_output"].tolist() == [[b"aw", b"ax"], [b"ay", b"az"]] and "batch_index" not in outputs
+    asked = exchange(2, input_ids=[9], request_output_len=[4], num_return_sequences=[2], pad_id=[7], return_num_output_tokens=[True])
+    (outputs,) = asked.responses(FOUR)
+    assert outputs["output_ids"].tolist() == [[[9, 4, 5], [9, 1, 7]], [[9, 2, 7], [9, 3, 7]]]
+    assert outputs["sequence_length"].tolist() == [[3, 2], [2, 2]] and outputs["num_output_tokens"].tolist() == [[2, 1], [1, 1]]
+
+
+def test_without_stream_rows_of_a_batch_have_as_many_sequences():
+    inputs = {"text_input": np.array([[b"a"], [b"b"]], object), "max_tokens": np.array([[4], [4]])}
+    with pytest.raises(RequestError, match=r"num_return_sequences: \[1, 2\] in one batch"):
+        TensorrtLlmExchange(inputs | {"num_return_sequences": np.array([[1], [2]])}, "", TOKENIZER)
+
+
+def test_in_a_stream_every_sequence_of_every_row_answers_for_itself():
+    asked = exchange(2, text_input=[b"ab"], max_tokens=[4], num_return_sequences=[2], stream=[True])
     outputs = asked.responses([Part(1, 0, "x", [1]), Part(1, 1, "y", [2])])
-    assert asked.num_responses == 4 and len(asked.calls) == 2
+    assert len(asked.calls) == 2
     assert [(o["batch_index"].item(), o["sequence_index"].item()) for o in outputs] == [(1, 0), (1, 1)]
