@@ -72,7 +72,7 @@ class TritonPythonModel:
                 wire.give_up(sender, error)
 
     def is_ready(self) -> bool:
-        """Asked by Triton from 26.03 on; with those before, the attendant withdraws the model."""
+        """Asked by newer Tritons than the bundled one; with that, the attendant withdraws the model."""
         return self.attendant.failure is None
 
     def finalize(self) -> None:

@@ -1,6 +1,7 @@
 """Both contracts on the real tritonserver, with the clients that people use."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -158,36 +159,75 @@ def test_bad_requests_do_not_disturb_a_good_one(server, greedy):
     assert together([lambda: complete(server, "demo", vllm_inputs(**GREEDY)), *bad])[0] == greedy
 
 
-@pytest.fixture
-def cancelled(server):
-    """Waits until one request more than before has been cancelled and nothing runs."""
-    names = ("slipway_requests_cancelled_total", "slipway_sequences_running")
-    before = {model: metric(server, names[0], model) or 0 for model in ("demo", "ensemble")}
+def endless(model):
+    """A long request in the model's contract: (JSON body, tensors, the field that asks for a stream)."""
+    if model == "demo":
+        long = LONG | {"n": 8}
+        return {"text_input": "def ", **long}, vllm_inputs(**long), "stream"
+    prompt = {"input_ids": [5], "input_lengths": 1} if model == "tensorrt_llm" else {"text_input": "def "}
+    names = ("request_output_len", "streaming") if model == "tensorrt_llm" else ("max_tokens", "stream")
+    body = prompt | {names[0]: 1900, "end_id": -1, "num_return_sequences": 8}
+    tensors = {name: [value if isinstance(value, list) else [value]] for name, value in body.items()}
+    return body, tensors | {names[1]: [[True]]}, names[1]
 
-    def wait(model):
-        wait_for(lambda: metric(server, names[0], model) == before[model] + 1, "the request is cancelled")
-        assert metric(server, names[1], model) == 0
 
-    return wait
-
-
-def test_a_grpc_client_that_leaves_frees_the_engine(server, cancelled):
-    stream = Stream(server, "demo", vllm_inputs(**LONG))
+def cancel_a_grpc_stream(server, model):
+    stream = Stream(server, model, endless(model)[1])
     next(iter(stream))
     stream.close(cancel=True)
-    cancelled("demo")
 
 
-@pytest.mark.parametrize(
-    ("model", "body"),
-    [("demo", LONG), ("ensemble", {"max_tokens": 1900, "end_id": -1, "num_return_sequences": 16})],
-)
-def test_an_http_client_that_leaves_frees_the_engine(server, cancelled, model, body):
-    connection, response = open_generate(server, model, {"text_input": "def ", "stream": True, **body}, stream=True)
+def leave_generate_stream(server, model):
+    body, _, stream = endless(model)
+    connection, response = open_generate(server, model, body | {stream: True}, stream=True)
     assert response.readline().startswith(b"data: ")
     response.close()
     connection.close()
-    cancelled(model)
+
+
+def leave_generate(server, model):
+    body = json.dumps(endless(model)[0]).encode()
+    with socket.create_connection(server.http.split(":")) as connection:
+        head = f"POST /v2/models/{model}/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        holder = "demo" if model == "demo" else "ensemble"
+        wait_for(lambda: metric(server, "slipway_sequences_running", holder), "the request runs")
+
+
+def unnoticed(why):
+    return pytest.mark.xfail(strict=True, raises=Finished, reason=why)
+
+
+class Finished(Exception):
+    """The engine went on to the end for nobody."""
+
+
+ALIAS = unnoticed("Triton does not hand the cancellation of an ensemble on to its steps")
+PLAIN = unnoticed("Triton does not watch an HTTP connection while a whole answer is under way")
+
+
+@pytest.mark.parametrize(
+    ("model", "leave"),
+    [
+        *((model, way) for model in ("demo", "ensemble") for way in (cancel_a_grpc_stream, leave_generate_stream)),
+        *(pytest.param(model, leave_generate, marks=PLAIN) for model in ("demo", "ensemble")),
+        *(
+            pytest.param(model, way, marks=ALIAS)
+            for model in ("tensorrt_llm", "tensorrt_llm_bls")
+            for way in (cancel_a_grpc_stream, leave_generate_stream)
+        ),
+    ],
+)
+def test_a_client_that_leaves_frees_the_engine(server, model, leave):
+    holder = "demo" if model == "demo" else "ensemble"
+    names = ("slipway_requests_cancelled_total", "slipway_requests_finished_total")
+    wait_for(lambda: metric(server, "slipway_sequences_running", holder) == 0, "nothing runs")
+    before = [metric(server, name, holder) for name in names]
+    leave(server, model)
+    wait_for(lambda: [metric(server, name, holder) for name in names] != before, "the request has ended", 60)
+    assert metric(server, "slipway_sequences_running", holder) == 0
+    if metric(server, names[0], holder) == before[0]:
+        raise Finished
 
 
 def test_a_tensorrt_llm_client_stops_its_request_by_id(server):
