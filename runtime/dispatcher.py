@@ -60,18 +60,22 @@ class Dispatcher(threading.Thread):
             request.fail(error)
         self.requests.clear()
 
-    def _deliver(self, number: int, index: int, text: str, token_ids: list, logprobs, finish_reason, error, metrics, cached) -> None:
+    def _deliver(self, number: int, index: int, text: str, token_ids: list, logprobs, prompt_logprobs, finish_reason, error, metrics, cached) -> None:
         request = self.requests.get(number)
         if request is None:
             return
         if error is not None:
             request.fail(failed(error))
         else:
-            entries = None if logprobs is None else [self._entries(token) for token in logprobs]
             times = RequestMetrics(*metrics) if metrics else None
-            request.add(Delta(index, text, token_ids, entries, finish_reason, times, cached))
+            prompt = self._tokens(prompt_logprobs)
+            prompt = None if prompt is None else [None, *prompt]
+            request.add(Delta(index, text, token_ids, self._tokens(logprobs), finish_reason, times, cached, prompt))
         if request.ended:
             self.forget(request)
+
+    def _tokens(self, logprobs: list | None) -> list[list[Logprob]] | None:
+        return None if logprobs is None else [self._entries(token) for token in logprobs]
 
     def _entries(self, logprobs: list[tuple[int, float]]) -> list[Logprob]:
         """logprobs: of the token drawn, then of the best, best first."""

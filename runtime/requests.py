@@ -35,7 +35,8 @@ class RequestMetrics:
 class Delta:
     """New tokens of one sequence. text: whole characters only; it may lag behind the tokens.
 
-    logprobs: for each token, its own entry and then the best, if asked for. finish_reason: "stop", "length", "cancelled" or
+    logprobs: for each token, its own entry and then the best, if asked for. prompt_logprobs: the same for the tokens of the
+    prompt, None for the first, which follows nothing; in the first delta of the first sequence. finish_reason: "stop", "length", "cancelled" or
     "deadline" in the last delta of a sequence.
     """
 
@@ -46,6 +47,7 @@ class Delta:
     finish_reason: str | None = None
     metrics: RequestMetrics | None = None  # in the last delta
     cached_tokens: int = 0
+    prompt_logprobs: list[list[Logprob] | None] | None = None
 
 
 @dataclass
@@ -58,12 +60,15 @@ class Completion:
     finish_reason: str | None = None
     cached_tokens: int = 0  # of the prompt, found in the KV cache
     metrics: RequestMetrics | None = None
+    prompt_logprobs: list[list[Logprob] | None] | None = None  # of the first sequence
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
             self.logprobs = (self.logprobs or []) + delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         self.finish_reason = delta.finish_reason
         self.cached_tokens, self.metrics = delta.cached_tokens, delta.metrics
 

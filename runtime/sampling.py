@@ -16,7 +16,8 @@ class SamplingParams:
     """How tokens are drawn and when a completion ends. None: what engine.json recommends for the model, else neutral.
 
     stop, bad_words: strings; bad_words may also be lists of token ids. Both are matched across token borders.
-    logprobs: k, for those of the token drawn and of the k best. Completions are the same for the same seed.
+    logprobs: k, for those of the token drawn and of the k best; prompt_logprobs: the same for the tokens of the prompt, which is
+    then computed anew, as many tokens a step as the engine has logit rows. Completions are the same for the same seed.
     """
 
     max_tokens: int | None = None
@@ -38,6 +39,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     speculate_tokens: int = 0
 
@@ -90,6 +92,7 @@ NUMBERS = {
     "frequency_penalty": (float, lambda _: True, "a number"),
     "seed": (int, lambda value: 0 <= value < 1 << 64, "a whole number in 0..2^64-1"),
     "logprobs": (int, lambda value: 0 <= value <= 1024, "a whole number in 0..1024"),
+    "prompt_logprobs": (int, lambda value: 0 <= value <= 1024, "a whole number in 0..1024"),
     "n": (int, lambda value: 1 <= value <= 128, "a whole number in 1..128"),
     "speculate_tokens": (int, lambda value: 0 <= value <= 64, "a whole number in 0..64"),
 }

@@ -142,7 +142,7 @@ void Engine::obey(Command& command) {
 }
 
 void Engine::refuse(uint64_t request_id, Refusal refusal) {
-  Event event{.request_id = request_id, .sequence_index = 0, .tokens = {}, .text = {}, .finish = FinishReason::error,
+  Event event{.request_id = request_id, .sequence_index = 0, .tokens = {}, .prompt_logprobs = {}, .text = {}, .finish = FinishReason::error,
               .error = std::move(refusal.message), .metrics = {}};
   std::vector<Event> events;
   events.push_back(std::move(event));
@@ -216,7 +216,7 @@ void Engine::give_up(const std::string& why) {
     if (const auto* submission = std::get_if<Submission>(&command)) unfinished_[submission->request.id] = 1;
   std::vector<Event> events;
   for (const auto& [id, sequences] : unfinished_)
-    events.push_back({.request_id = id, .sequence_index = 0, .tokens = {}, .text = {}, .finish = FinishReason::error, .error = why, .metrics = {}});
+    events.push_back({.request_id = id, .sequence_index = 0, .tokens = {}, .prompt_logprobs = {}, .text = {}, .finish = FinishReason::error, .error = why, .metrics = {}});
   publish(std::move(events));
   outbox_.close();
 }

@@ -30,10 +30,10 @@ nb::list tokens_of(const Event& event) {
 }
 
 // For each token its own logprob, then those of the best.
-nb::object logprobs_of(const Event& event) {
-  if (event.tokens.empty() || !event.tokens.front().logprob) return nb::none();
+nb::object logprobs_of(const std::vector<OutputToken>& tokens) {
+  if (tokens.empty() || !tokens.front().logprob) return nb::none();
   nb::list result;
-  for (const OutputToken& token : event.tokens) {
+  for (const OutputToken& token : tokens) {
     nb::list entries;
     entries.append(nb::make_tuple(token.token, *token.logprob));
     for (const TokenLogprob& best : token.top) entries.append(nb::make_tuple(best.token, best.logprob));
@@ -69,6 +69,7 @@ SamplingParams params_from_python(nb::handle from) {
   read(params.min_p, from, "min_p");
   read(params.seed, from, "seed");
   read(params.logprobs, from, "logprobs");
+  read(params.prompt_logprobs, from, "prompt_logprobs");
   read(params.max_tokens, from, "max_tokens");
   read(params.min_tokens, from, "min_tokens");
   read(params.ignore_eos, from, "ignore_eos");
@@ -92,7 +93,7 @@ nb::list events_to_python(const std::vector<Event>& events) {
   nb::list result;
   for (const Event& event : events) {
     const bool failed = event.finish == FinishReason::error;
-    result.append(nb::make_tuple(event.request_id, event.sequence_index, event.text, tokens_of(event), logprobs_of(event),
+    result.append(nb::make_tuple(event.request_id, event.sequence_index, event.text, tokens_of(event), logprobs_of(event.tokens), logprobs_of(event.prompt_logprobs),
                                  text_or_none(event.finish ? name(*event.finish) : nullptr),
                                  text_or_none(failed ? event.error.c_str() : nullptr), times_of(event), event.metrics.cached_tokens));
   }

@@ -57,6 +57,7 @@ struct Event {
   uint64_t request_id;
   int32_t sequence_index;               // [0, n)
   std::vector<OutputToken> tokens;      // new tokens, the one that stopped the sequence included
+  std::vector<OutputToken> prompt_logprobs;  // of prompt[1...], with the first tokens, if the request wants them
   std::string text;                     // new text; empty if the scheduler has no vocabulary
   std::optional<FinishReason> finish;
   std::string error;                    // with FinishReason::error: what went wrong

@@ -56,6 +56,7 @@ struct Sampler::Scratch {
   bool weighed = false;       // `weights` are those of this row at the scale in use
 
   void note_logprobs(std::span<const float> logits, int32_t count, Sampled& sampled);
+  float logprob(int32_t token) const { return static_cast<float>(static_cast<double>(raw[static_cast<size_t>(token)]) - log_normalizer); }
   double weigh(float scale);
   void gather(float threshold, float scale);
   void gather_mass(double target, float scale);
@@ -73,7 +74,7 @@ void Sampler::Scratch::note_logprobs(std::span<const float> logits, int32_t coun
   keep_top_k(candidates, wanted);
   std::ranges::stable_sort(candidates, std::greater<>(), &Candidate::score);
   for (const Candidate& c : candidates)
-    sampled.top.push_back({c.token, static_cast<float>(static_cast<double>(raw[static_cast<size_t>(c.token)]) - log_normalizer)});
+    sampled.top.push_back({c.token, logprob(c.token)});
 }
 
 double Sampler::Scratch::weigh(float scale) {
@@ -158,7 +159,12 @@ Sampled Sampler::sample(std::span<float> logits, const SampleContext& context) {
   };
   if (!s.scan.valid) return fail("the model's logits hold NaN or infinity");
   if (s.scan.max == masked) return fail("the model's logits leave no token to choose");
-  if (params.logprobs) s.note_logprobs(logits, *params.logprobs, sampled);
+  if (const auto count = context.given ? params.prompt_logprobs : params.logprobs) s.note_logprobs(logits, *count, sampled);
+  if (context.given) {
+    sampled.token = *context.given;
+    sampled.logprob = s.logprob(sampled.token);
+    return sampled;
+  }
   if (edits(context)) {
     edit(logits, context);
     scan_row(logits, s.scan);
@@ -168,8 +174,7 @@ Sampled Sampler::sample(std::span<float> logits, const SampleContext& context) {
   const auto position = static_cast<uint64_t>(context.output_position());
   sampled.token = params.temperature == 0 ? best_token(logits, s.scan)
                                           : s.choose(params, random_uniform(context.seed, context.sequence_index, position));
-  if (params.logprobs)
-    sampled.logprob = static_cast<float>(static_cast<double>(s.raw[static_cast<size_t>(sampled.token)]) - s.log_normalizer);
+  if (params.logprobs) sampled.logprob = s.logprob(sampled.token);
   return sampled;
 }
 

@@ -44,6 +44,7 @@ struct SampleContext {
   const uint32_t* allowed_tokens = nullptr;    // bit t%32 of word t/32: token t is allowed; null: all are
   uint64_t seed = 0;
   uint32_t sequence_index = 0;
+  std::optional<int32_t> given = std::nullopt; // in the prompt: the token that follows. None is drawn, its logprob is wanted
 
   int32_t output_position() const { return static_cast<int32_t>(history.size()) - prompt_length; }
 };

@@ -33,6 +33,7 @@ std::optional<std::string> check(const SamplingParams& p, int32_t vocab_size) {
       {"top_p", p.top_p > 0 && p.top_p <= 1, p.top_p, "a number above 0 and at most 1"},
       {"min_p", p.min_p >= 0 && p.min_p <= 1, p.min_p, "a number from 0 to 1"},
       {"logprobs", !p.logprobs || (*p.logprobs >= 0 && *p.logprobs <= vocab_size), static_cast<double>(p.logprobs.value_or(0)), "0..vocabulary size"},
+      {"prompt_logprobs", !p.prompt_logprobs || (*p.prompt_logprobs >= 0 && *p.prompt_logprobs <= vocab_size), static_cast<double>(p.prompt_logprobs.value_or(0)), "0..vocabulary size"},
       {"max_tokens", !p.max_tokens || *p.max_tokens >= 1, static_cast<double>(p.max_tokens.value_or(1)), "a whole number of at least 1"},
       {"min_tokens", p.min_tokens >= 0, static_cast<double>(p.min_tokens), "a whole number of at least 0"},
       {"n", p.n >= 1, static_cast<double>(p.n), "a whole number of at least 1"},

@@ -22,6 +22,7 @@ struct SamplingParams {
   float min_p = 0.0f;                                  // 0 = off
   std::optional<uint64_t> seed;                        // none: the scheduler draws one
   std::optional<int32_t> logprobs;                     // none: no logprobs; k: of the token and of the k best, k may be 0
+  std::optional<int32_t> prompt_logprobs;              // the same for each token of the prompt behind the first
 
   // The end.
   std::optional<int32_t> max_tokens;                   // none, or more than there is room for: until the sequence is full

@@ -20,6 +20,14 @@ const char* name(FinishReason reason) {
   return "error";
 }
 
+int32_t Sequence::num_to_score() const { return static_cast<int32_t>(group->request.prompt.size()) - 1; }
+
+int32_t Sequence::rows_wanted(int32_t num_tokens) const {
+  const int32_t end = num_computed + num_tokens;
+  const int32_t scored = std::min(end, num_to_score()) - std::max(num_computed, num_scored);
+  return std::max(scored, 0) + (end == static_cast<int32_t>(tokens.size()) ? 1 + num_drafts : 0);
+}
+
 std::vector<Sequence*> RequestGroup::unfinished() const {
   std::vector<Sequence*> result;
   for (const auto& sequence : sequences)

@@ -114,6 +114,7 @@ class Scheduler {
 
   // Its end: scheduler_commit.cpp.
   void commit_slot(const StepBatch::Slot& slot, std::span<Sampled> sampled, double now_s);
+  std::optional<FinishReason> take_scores(Sequence& sequence, std::span<Sampled> scores, Event& event);
   std::optional<FinishReason> take_token(Sequence& sequence, Sampled& sampled, Event& event, double now_s);
   void finish(Sequence& sequence, FinishReason reason, Event event, double now_s);
   void end(Sequence& sequence, FinishReason reason, double now_s);  // at once, or with the step that it is in

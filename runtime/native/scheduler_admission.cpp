@@ -50,6 +50,7 @@ std::optional<Refusal> Scheduler::add(Request request, double now_s) {
     group->ending_tokens.insert(group->ending_tokens.end(), config_.eos_token_ids.begin(), config_.eos_token_ids.end());
   group->num_unfinished = params.n;
   group->request = std::move(request);
+  if (group->request.params.prompt_logprobs) group->request.salt = uint64_t{drawn[2]} << 32 | drawn[3];  // what is cached has no logits
   for (int32_t index = 0; index < group->num_unfinished; ++index) add_sequence(*group, index, now_s);
   waiting_.insert(group->sequences.front().get());
   requests_.emplace(group->request.id, std::move(group));
@@ -62,6 +63,7 @@ void Scheduler::add_sequence(RequestGroup& group, int32_t index, double now_s) {
   sequence->group = &group;
   sequence->index = index;
   sequence->tokens = group.request.prompt;
+  if (!params.prompt_logprobs || index > 0) sequence->num_scored = sequence->num_to_score();
   if (uses_penalties(params)) sequence->penalties.emplace(group.request.prompt);
   if (vocabulary_) sequence->text.emplace(*vocabulary_, TextStream::Options{params.stop, params.include_stop, params.skip_special_tokens});
   sequence->metrics.arrival_s = now_s;

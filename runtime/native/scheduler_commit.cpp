@@ -59,6 +59,8 @@ void Scheduler::commit_slot(const StepBatch::Slot& slot, std::span<Sampled> samp
   Event event = news_of(sequence);
   std::optional<FinishReason> reason;
   if (sequence.cancelled) reason = FinishReason::cancelled;
+  if (!reason) reason = take_scores(sequence, sampled.first(static_cast<size_t>(slot.num_scored)), event);
+  sampled = sampled.subspan(static_cast<size_t>(slot.num_scored));
   for (size_t i = 0; i < sampled.size() && !reason; ++i) {
     reason = take_token(sequence, sampled[i], event, now_s);
     if (reason || i == drafts.size() || sequence.tokens.back() != drafts[i]) break;
@@ -66,6 +68,7 @@ void Scheduler::commit_slot(const StepBatch::Slot& slot, std::span<Sampled> samp
     ++sequence.metrics.accepted_tokens;
     ++totals_.accepted_tokens;
   }
+  if (!event.tokens.empty()) event.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
   kv_.publish(sequence.lease, sequence.tokens, sequence.num_computed);
   if (!sampled.empty()) start_siblings(group);
   if (reason) {
@@ -96,6 +99,18 @@ std::optional<FinishReason> Scheduler::take_token(Sequence& sequence, Sampled& s
   const bool stopped = sequence.text && (!ends || params.include_stop) && sequence.text->push(token, event.text, may_stop);
   if (ends || stopped) return FinishReason::stop;
   if (sequence.metrics.output_tokens >= group.max_tokens) return FinishReason::length;
+  return std::nullopt;
+}
+
+std::optional<FinishReason> Scheduler::take_scores(Sequence& sequence, std::span<Sampled> scores, Event& event) {
+  for (Sampled& score : scores) {
+    if (score.error) {
+      event.error = std::move(*score.error);
+      return FinishReason::error;
+    }
+    sequence.prompt_logprobs.push_back({score.token, score.logprob, std::move(score.top)});
+    ++sequence.num_scored;
+  }
   return std::nullopt;
 }
 

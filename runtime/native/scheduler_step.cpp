@@ -94,8 +94,8 @@ void Scheduler::add_prefills() {
     const auto next = kv_.unpublished_keys(sequence->lease, sequence->tokens, std::min<int64_t>(next_block, sequence->num_known() - 1));
     if (!next.empty() && under_way.contains(next.front())) continue;
     int32_t chunk = std::min(sequence->num_uncomputed(), config_.max_batch_tokens - step_.num_tokens());
-    const bool last = chunk == sequence->num_uncomputed();
-    if (last && step_.num_rows() >= config_.max_logit_rows) --chunk;  // its last token waits for a free logit row
+    const int32_t rows_left = config_.max_logit_rows - step_.num_rows();
+    chunk -= std::max(0, sequence->rows_wanted(chunk) - rows_left);  // its last tokens wait for free logit rows
     if (chunk <= 0) continue;
     step_.append(*sequence, chunk);
     const auto keys = kv_.unpublished_keys(sequence->lease, sequence->tokens, sequence->num_computed + chunk);

@@ -18,6 +18,8 @@ struct Sequence {
   std::vector<int32_t> tokens;           // prompt and output; while a step is in flight, its drafts too
   int32_t num_drafts = 0;                // at the end of `tokens`
   int32_t num_computed = 0;              // first tokens whose keys and values are in the cache
+  int32_t num_scored = 0;                // first tokens of the prompt after which no logprob is wanted, or it is known
+  std::vector<OutputToken> prompt_logprobs;  // found so far, of prompt[1...]
   KvLease lease;                         // held while running
   std::optional<PenaltyTable> penalties;
   std::optional<TextStream> text;
@@ -28,6 +30,8 @@ struct Sequence {
 
   int32_t num_known() const { return static_cast<int32_t>(tokens.size()) - num_drafts; }
   int32_t num_uncomputed() const { return num_known() - num_computed; }
+  int32_t num_to_score() const;          // first tokens of the prompt that have a token of the prompt behind them
+  int32_t rows_wanted(int32_t num_tokens) const;  // logit rows, if so many of the uncomputed tokens go through a step
 };
 
 struct RequestGroup {

@@ -36,12 +36,15 @@ void StepBatch::clear() {
 void StepBatch::append(Sequence& sequence, int32_t num_tokens) {
   const int32_t begin = sequence.num_computed, end = begin + num_tokens;
   const bool last = end == static_cast<int32_t>(sequence.tokens.size());
-  const int32_t wanted = last ? 1 + sequence.num_drafts : 0;
-  slots.push_back({&sequence, num_tokens, last ? sequence.num_drafts : 0, num_rows(), wanted});
+  const int32_t wanted = sequence.rows_wanted(num_tokens), drawn = last ? 1 + sequence.num_drafts : 0;
+  slots.push_back({&sequence, num_tokens, last ? sequence.num_drafts : 0, num_rows(), wanted, wanted - drawn});
   for (int32_t position = begin; position < end; ++position) {
-    if (position >= end - wanted) {
+    const auto next = static_cast<size_t>(position) + 1;
+    const bool scored = position >= sequence.num_scored && position < sequence.num_to_score();
+    if (scored || position >= end - drawn) {
       logit_rows.push_back(this->num_tokens());
-      rows.push_back(context_of(sequence, static_cast<size_t>(position) + 1));
+      rows.push_back(context_of(sequence, next));
+      if (scored) rows.back().given = sequence.tokens[next];
     }
     token_ids.push_back(sequence.tokens[static_cast<size_t>(position)]);
     positions.push_back(position);

@@ -18,6 +18,7 @@ struct StepBatch {
     int32_t num_tokens;
     int32_t num_drafts;  // the last of these tokens
     int32_t first_row, num_rows;
+    int32_t num_scored;  // the first of these rows: of the prompt, for its logprobs
   };
 
   Batch batch{};                          // views of the vectors below
@@ -31,8 +32,8 @@ struct StepBatch {
   int32_t num_rows() const { return static_cast<int32_t>(rows.size()); }
 
   void clear();
-  // The next num_tokens of the sequence's uncomputed tokens. If they are the last, their logits are wanted: of the last known
-  // token, and of each draft token behind it.
+  // The next num_tokens of the sequence's uncomputed tokens. Logits are wanted of those in the prompt that are to be scored
+  // and, if the tokens are the last, of the last known one and of each draft token behind it.
   void append(Sequence& sequence, int32_t num_tokens);
   void seal();  // lays out the block table and points `batch` at everything
 };

@@ -65,6 +65,7 @@ SamplingParams random_params(Random& random) {
   if (random.once_in(4)) p.stop_token_ids = {6};
   if (random.once_in(4)) p.stop = {"ab", "caf"};
   if (random.once_in(3)) p.logprobs = 2;
+  if (random.once_in(4)) p.prompt_logprobs = random.in(0, 2);
   p.ignore_eos = random.once_in(2);
   p.seed = random();
   p.n = random.once_in(4) ? random.in(2, 3) : 1;
@@ -217,10 +218,25 @@ class Fuzz {
     for (const Event& event : events) {
       const Key key{event.request_id, event.sequence_index};
       require(open_.contains(key), "news of a sequence that is not open");
+      const Request& request = requests_.at(key.first);
+      const bool scored = request.params.prompt_logprobs && key.second == 0 && open_.at(key).empty() && !event.tokens.empty();
+      require(event.prompt_logprobs.size() == (scored ? request.prompt.size() - 1 : 0), "logprobs of the prompt are missing or come twice");
+      check_scores(request.prompt, event.prompt_logprobs);
       for (const OutputToken& token : event.tokens) open_[key].push_back(token.token);
       if (!event.finish) continue;
-      check_output(requests_.at(key.first), key.second, open_.at(key), *event.finish);
+      check_output(request, key.second, open_.at(key), *event.finish);
       open_.erase(key);
+    }
+  }
+
+  void check_scores(std::span<const int32_t> prompt, std::span<const OutputToken> scores) {
+    for (size_t i = 0; i < scores.size(); ++i) {
+      SamplingParams params;
+      params.logprobs = 0;
+      params.logit_bias = {{prompt[i + 1], 1000.0f}};  // it is drawn, and its logprob is the model's all the same
+      std::vector<float> logits = logits_of(prompt.first(i + 1));
+      const Sampled forced = sampler_.sample(logits, {.params = &params, .history = prompt.first(i + 1), .prompt_length = 1, .ending_tokens = {}});
+      require(scores[i].token == prompt[i + 1] && scores[i].logprob == forced.logprob, "another logprob of the prompt");
     }
   }
 

@@ -157,6 +157,44 @@ def test_several_completions_and_logprobs(toy):
         assert all(entries[0].logprob == entries[1].logprob and entries[0].rank == 1 for entries in likeliest.logprobs)
 
 
+def scores(engine, prompt):
+    """The logprob of every token of the prompt behind the first, from completions of what stands before it."""
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=VOCAB)
+    completions = engine.generate([prompt[:end] for end in range(1, len(prompt))], params)
+    return [{e.token_id: e for e in c.logprobs[0]}[token].logprob for c, token in zip(completions, prompt[1:], strict=True)]
+
+
+@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, max_logit_rows=3), replace(LIMITS, max_batch_tokens=5, max_logit_rows=1)])
+def test_logprobs_of_a_prompt(toy, limits):
+    prompts = [[*range(40)], [7], [9, 9, 9, *continuation([9, 9, 9], 30)], *random_prompts(6, longest=60)]
+    asked = replace(GREEDY, max_tokens=5, prompt_logprobs=2)
+    with Engine.load(toy(limits=limits)) as engine:
+        for prompt in prompts:
+            engine.generate(prompt, GREEDY)  # and so in the cache
+        completions = engine.generate(prompts * 2, asked)
+        for prompt, completion in zip(prompts * 2, completions, strict=True):
+            assert completion.token_ids == expected(prompt, 5)
+            first, *others = completion.prompt_logprobs or [None]
+            assert first is None and [entries[0].token_id for entries in others] == prompt[1:]
+            assert [entries[0].logprob for entries in others] == scores(engine, prompt)
+            assert all([entry.rank for entry in entries[1:]] == [1, 2] for entries in others)
+        metrics = settle(engine)
+        assert metrics["kv_blocks_owned"] == 0
+
+
+def test_logprobs_of_prompts_that_are_preempted(toy):
+    prompts = random_prompts(12, longest=60)
+    asked = replace(ENDLESS, max_tokens=100, prompt_logprobs=0, n=2)
+    with Engine.load(toy(), kv_tokens=260) as engine:
+        pairs = [engine.submit(prompt, asked).results for prompt in prompts]
+        for prompt, results in zip(prompts, pairs, strict=True):
+            first, second = results(20)
+            assert first.token_ids == second.token_ids == continuation(prompt, 100, stop=())
+            assert [entries[0].logprob for entries in (first.prompt_logprobs or [None])[1:]] == scores(engine, prompt)
+            assert second.prompt_logprobs is None
+        assert engine.metrics()["preemptions_total"] > 0
+
+
 def test_cancelling(toy):
     with Engine.load(toy(extra=("toy_dawdle",))) as engine:
         requests = [engine.submit([i], ENDLESS) for i in range(6)]
