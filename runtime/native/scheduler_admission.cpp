@@ -102,11 +102,14 @@ void Scheduler::admit_waiting(double now_s) {
 // One block stays in reserve for each running sequence, so that admission does not lead straight to preemption.
 bool Scheduler::fits(const Sequence& waiting) const {
   if (running_.size() >= static_cast<size_t>(config_.max_sequences)) return false;
-  return kv_.cost(waiting.tokens, waiting.group->request.salt) + static_cast<int32_t>(running_.size()) <= kv_.num_available();
+  const int32_t spare = kv_.num_available() - static_cast<int32_t>(running_.size());
+  if (spare < 1) return false;  // whatever it finds in the cache: cost() hashes all of its tokens, and this is asked every step
+  return kv_.blocks_for(waiting.num_known()) <= spare || kv_.cost(waiting.tokens, waiting.group->request.salt) <= spare;
 }
 
 // Preempts sequences that rank behind `waiting`, last first, if enough of them exist.
 bool Scheduler::make_room(const Sequence& waiting) {
+  if (running_.empty() || !ByRank()(&waiting, *running_.rbegin())) return false;
   const int32_t cost = kv_.cost(waiting.tokens, waiting.group->request.salt);
   int32_t available = kv_.num_available();
   auto left = static_cast<int32_t>(running_.size());

@@ -59,9 +59,11 @@ void StepBatch::append(Sequence& sequence, int32_t num_tokens) {
 void StepBatch::seal() {
   size_t width = 0;
   for (const Slot& slot : slots) width = std::max(width, slot.sequence->lease.blocks.size());
-  block_table.assign(slots.size() * width, 0);
-  for (size_t i = 0; i < slots.size(); ++i)
-    std::ranges::copy(slots[i].sequence->lease.blocks, block_table.begin() + static_cast<ptrdiff_t>(i * width));
+  for (const Slot& slot : slots) {
+    const std::vector<int32_t>& blocks = slot.sequence->lease.blocks;
+    block_table.insert(block_table.end(), blocks.begin(), blocks.end());
+    block_table.resize(block_table.size() + width - blocks.size());
+  }
   batch = {.num_tokens = num_tokens(),
            .num_seqs = static_cast<int32_t>(slots.size()),
            .num_logit_rows = num_rows(),
