@@ -41,8 +41,16 @@ class Engine:
         self._closing = weakref.finalize(self, _stop, native, self._dispatcher)  # also when the interpreter ends
 
     @classmethod
-    def load(cls, path, *, threads: int | None = None, kv_tokens: int | None = None, verify: bool = True) -> Engine:
-        """path: an engine directory. threads, kv_tokens: None for what the recipe says.
+    def load(
+        cls,
+        path,
+        *,
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        max_queued: int = 1024,
+        verify: bool = True,
+    ) -> Engine:
+        """path: an engine directory. threads, kv_tokens: None for what the recipe says. max_queued: requests that may wait.
 
         verify: compare every file with its hash. Raises EngineError, in one sentence, for an engine that is damaged or was
         made for another version or machine, and for one that does not fit into memory.
@@ -51,7 +59,7 @@ class Engine:
 
         directory = pathlib.Path(path)
         manifest = Manifest.read(directory)
-        options = loading.Options(loading.stated_threads(manifest) if threads is None else threads, kv_tokens, verify)
+        options = loading.Options(loading.stated_threads(manifest) if threads is None else threads, kv_tokens, verify, max_queued)
         loading.check_machine(manifest, directory)
         num_blocks = loading.choose_blocks(manifest, options)
         weights = loading.map_files(manifest, directory, options)
@@ -59,7 +67,7 @@ class Engine:
         vocabulary = loading.vocabulary_of(manifest, directory, tokenizer)
         loading.request_amx(manifest)
         try:
-            native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads)
+            native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads, max_queued)
         except RuntimeError as error:
             raise EngineError(str(directory), str(error)) from None
         loading.bind_segments(manifest, directory, native, options)

@@ -17,14 +17,18 @@ MAX_THREADS, MAX_KV_TOKENS = 1024, (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Options:
-    """threads: None for as many as the recipe says, every usable core by default. kv_tokens: None for what the recipe says. verify: compare all files with hashes."""
+    """threads: None for as many as the recipe says, every usable core by default. kv_tokens: None for what the recipe says.
+
+    verify: compare all files with hashes. max_queued: requests that may wait for their first step; further ones are refused.
+    """
 
     threads: int | None = None
     kv_tokens: int | None = None
     verify: bool = True
+    max_queued: int = 1024
 
     def __post_init__(self):
-        for name in ("threads", "kv_tokens"):
+        for name in ("threads", "kv_tokens", "max_queued"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise EngineError(name, f"{value!r}", "a whole number of at least 1")

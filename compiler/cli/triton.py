@@ -37,6 +37,8 @@ With the server running:
 @click.option("--copy", is_flag=True, help="Put the engine into the repository instead of its path.")
 @click.option("--decoupled/--no-decoupled", default=True, show_default=True,
               help="Streams, which plain `infer` calls cannot receive; without, one response a request.")  # fmt: skip
+@click.option("--max-queued", type=click.IntRange(1), default=1024, show_default=True, metavar="N",
+              help="Requests that may wait; further ones are refused.")  # fmt: skip
 @click.option("--start", is_flag=True, help="Serve the repository until Ctrl-C.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --start: the address to listen on.")
 @click.option("--ports", type=int, nargs=3, default=(8000, 8001, 8002), show_default=True, metavar="HTTP GRPC METRICS",
@@ -48,6 +50,7 @@ def triton(
     name: str | None,
     copy: bool,
     decoupled: bool,
+    max_queued: int,
     start: bool,
     host: str,
     ports: tuple[int, ...],
@@ -58,7 +61,7 @@ def triton(
     """
     from slipway.compiler.triton_repository import Serving, write_repository
 
-    serving = Serving(decoupled, loading.threads, loading.kv_tokens, loading.verify)
+    serving = Serving(decoupled, loading.threads, loading.kv_tokens, max_queued, loading.verify)
     names = write_repository(loading.path, out, contract, name=name, copy_engine=copy, serving=serving)
     click.echo(f"{out}: {', '.join(names)}", err=start)
     if start:

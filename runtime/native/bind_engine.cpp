@@ -20,12 +20,13 @@ namespace {
 
 class PythonEngine {
  public:
-  PythonEngine(nb::handle manifest, const std::string& directory, nb::handle weights, nb::handle vocabulary, int32_t num_blocks, int32_t threads)
+  PythonEngine(nb::handle manifest, const std::string& directory, nb::handle weights, nb::handle vocabulary, int32_t num_blocks, int32_t threads,
+               int32_t max_queued)
       : plan_(plan_from_python(manifest, directory, num_blocks)) {
     std::vector<int32_t> eos;
     if (const nb::object tokenizer = manifest.attr("tokenizer"); !tokenizer.is_none())
       for (nb::handle token : tokenizer.attr("eos_token_ids")) eos.push_back(nb::cast<int32_t>(token));
-    engine_ = std::make_unique<Engine>(plan_, mappings(weights), vocabulary_from_python(vocabulary), std::move(eos), threads);
+    engine_ = std::make_unique<Engine>(plan_, mappings(weights), vocabulary_from_python(vocabulary), std::move(eos), threads, max_queued);
   }
 
   ~PythonEngine() {
@@ -72,8 +73,8 @@ class PythonEngine {
 void bind_engine(nb::module_& module) {
   using Self = PythonEngine;
   nb::class_<Self>(module, "Engine", "The engine thread and its queues; see runtime/engine.py.")
-      .def(nb::init<nb::handle, const std::string&, nb::handle, nb::handle, int32_t, int32_t>(), "manifest"_a, "directory"_a, "weights"_a,
-           "vocabulary"_a, "num_blocks"_a, "threads"_a)
+      .def(nb::init<nb::handle, const std::string&, nb::handle, nb::handle, int32_t, int32_t, int32_t>(), "manifest"_a, "directory"_a, "weights"_a,
+           "vocabulary"_a, "num_blocks"_a, "threads"_a, "max_queued"_a)
       .def("submit", &Self::submit, "id"_a, "prompt"_a, "params"_a, "priority"_a, "deadline"_a.none(), "salt"_a)
       .def("poll", &Self::poll, "patience"_a, "Events since the last call, waiting for some; None when all is over.")
       .def("take_step_times", &Self::take_step_times)

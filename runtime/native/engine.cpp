@@ -14,7 +14,7 @@ namespace {
 constexpr double idle_patience_s = 3600;
 constexpr size_t most_step_times = 4096;
 
-SchedulerConfig scheduler_config(const Plan& plan, std::vector<int32_t> eos_tokens) {
+SchedulerConfig scheduler_config(const Plan& plan, std::vector<int32_t> eos_tokens, int32_t max_queued_requests) {
   SchedulerConfig config;
   config.num_blocks = plan.kv.num_blocks;
   config.block_size = plan.kv.block_size;
@@ -23,6 +23,7 @@ SchedulerConfig scheduler_config(const Plan& plan, std::vector<int32_t> eos_toke
   config.max_batch_tokens = plan.limits.max_batch_tokens;
   config.max_sequences = plan.limits.max_sequences;
   config.max_logit_rows = plan.limits.max_logit_rows;
+  config.max_queued_requests = max_queued_requests;
   config.eos_token_ids = std::move(eos_tokens);
   std::random_device random;
   config.seed = uint64_t{random()} << 32 | random();
@@ -32,12 +33,12 @@ SchedulerConfig scheduler_config(const Plan& plan, std::vector<int32_t> eos_toke
 }  // namespace
 
 Engine::Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Vocabulary vocabulary,
-               std::vector<int32_t> eos_tokens, int32_t num_threads)
+               std::vector<int32_t> eos_tokens, int32_t num_threads, int32_t max_queued_requests)
     : vocab_size_(plan.vocab_size),
       vocabulary_(std::move(vocabulary)),
       team_(num_threads),
       executor_(plan, std::move(weights), team_),
-      scheduler_(scheduler_config(plan, std::move(eos_tokens)), &vocabulary_, &drafts_) {
+      scheduler_(scheduler_config(plan, std::move(eos_tokens), max_queued_requests), &vocabulary_, &drafts_) {
   for (int32_t rank = 0; rank < num_threads; ++rank) samplers_.emplace_back(vocab_size_);
   metrics_.scheduler = scheduler_.stats();
   thread_ = start_thread([this] { serve(); });

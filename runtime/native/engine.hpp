@@ -33,7 +33,7 @@ struct StepTimes {
 class Engine {
  public:
   Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Vocabulary vocabulary,
-         std::vector<int32_t> eos_tokens, int32_t num_threads);
+         std::vector<int32_t> eos_tokens, int32_t num_threads, int32_t max_queued_requests);
   ~Engine();  // stops at once
 
   Executor& executor() { return executor_; }  // before the first request

@@ -29,6 +29,7 @@ class Settings:
     engine: str  # a path; a relative one starts at the version folder
     threads: int | None = None
     kv_tokens: int | None = None
+    max_queued: int = 1024
     verify: bool = True
 
     @classmethod
@@ -46,7 +47,7 @@ def read_flag(text: str) -> bool:
     return text == "true"
 
 
-READERS = {"threads": int, "kv_tokens": int, "verify": read_flag}
+READERS = {"threads": int, "kv_tokens": int, "max_queued": int, "verify": read_flag}
 
 
 class TritonPythonModel:
@@ -56,7 +57,13 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"] / settings.engine
         self.exchange = CONTRACTS[settings.contract]
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        self.engine = Engine.load(folder, threads=settings.threads, kv_tokens=settings.kv_tokens, verify=settings.verify)
+        self.engine = Engine.load(
+            folder,
+            threads=settings.threads,
+            kv_tokens=settings.kv_tokens,
+            max_queued=settings.max_queued,
+            verify=settings.verify,
+        )
         self.pump = Pump(wire)
         metrics = Metrics({"model": args["model_name"], "version": args["model_version"]})
         self.attendant = Attendant(args["model_name"], self.pump, self.engine, metrics, wire)

@@ -219,6 +219,17 @@ def test_deadlines_and_priorities(toy):
         assert [request.result(20).finish_reason for request in crowd] == ["length"] * 40
 
 
+def test_a_full_queue_refuses(toy):
+    with Engine.load(toy(extra=("toy_dawdle",)), max_queued=3) as engine:
+        running = [engine.submit([i], ENDLESS) for i in range(LIMITS.max_sequences)]
+        for request in running:
+            next(iter(request))
+        waiting = [engine.submit([i], ENDLESS) for i in range(3)]
+        with pytest.raises(RequestError, match="the queue is full: 3 requests wait"):
+            engine.submit([9], ENDLESS).result(10)
+        assert all(request.result(20).finish_reason == "length" for request in running + waiting)
+
+
 def test_a_request_that_fails_leaves_the_others_alone(toy):
     with Engine.load(toy(extra=("toy_choke",))) as engine:
         good = [engine.submit([i], replace(GREEDY, bad_words=[[255]])) for i in range(5)]

@@ -133,10 +133,10 @@ def test_dry_run_builds_nothing(tmp_path):
 
 
 def test_triton_writes_how_the_engine_is_served(engine, tmp_path):
-    options = ["--threads", 1, "--kv-tokens", 512, "--no-verify", "--no-decoupled"]
+    options = ["--threads", 1, "--kv-tokens", 512, "--max-queued", 7, "--no-verify", "--no-decoupled"]
     subprocess.run(command("triton", engine, "-o", tmp_path, "--name", "m", *options), check=True)
     config = (tmp_path / "m/config.pbtxt").read_text()
-    for name, value in {"threads": "1", "kv_tokens": "512", "verify": "false"}.items():
+    for name, value in {"threads": "1", "kv_tokens": "512", "max_queued": "7", "verify": "false"}.items():
         assert f'key: "{name}" value {{ string_value: "{value}" }}' in config
     assert "decoupled: false" in config
 
