@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import traceback
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -43,12 +46,19 @@ def note(error: Exception) -> None:
 
 
 def withdraw(model: str, failure: EngineError) -> None:
-    """Makes the model not ready. Triton lets a model unload itself under --model-control-mode=explicit alone."""
-    pb_utils.Logger.log_error(f"{model} can serve no more and is unloaded: {failure}")
-    try:
+    """Makes the model not ready. Triton lets a model unload itself in explicit mode alone; asked in another mode while
+    requests come, Triton 24.10 can crash."""
+    unloads = may_unload()
+    pb_utils.Logger.log_error(f"{model} can serve no more and {'is unloaded' if unloads else 'refuses requests'}: {failure}")
+    if unloads:
         pb_utils.unload_model(model)
-    except pb_utils.TritonModelException as refused:
-        pb_utils.Logger.log_error(f"{model} stays loaded and refuses requests: {refused}")
+
+
+def may_unload() -> bool:
+    """Whether the server, our parent process, runs with --model-control-mode=explicit."""
+    arguments = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().replace(b"=", b"\0").split(b"\0")
+    modes = [value for name, value in itertools.pairwise(arguments) if name == b"--model-control-mode"]
+    return modes[-1:] == [b"explicit"]
 
 
 def code(error: Exception) -> int:

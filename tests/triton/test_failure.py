@@ -32,11 +32,11 @@ def ids(token, streaming=True):
 
 
 def break_while_others_wait(server):
-    """Every request that runs or waits ends with the reason."""
+    """Every request that runs or waits ends with the reason; one that comes when the model is unloaded, with that."""
     streams = [Stream(server, "tensorrt_llm", ids(token, streaming=token % 2 == 0)) for token in range(24)]
     next(iter(streams[0]))
     for stream in [*streams, Stream(server, "tensorrt_llm", ids(254))]:
-        with pytest.raises(InferenceServerException, match="the toy broke"):
+        with pytest.raises(InferenceServerException, match="the toy broke|no available versions"):
             list(stream)
         stream.close()
 
@@ -56,7 +56,7 @@ def test_a_broken_engine_fails_all_requests_and_is_not_ready(repository):
 def test_where_models_cannot_unload_every_later_request_is_refused_with_the_reason(repository):
     with Server(repository, load_models=(), drain_s=5, arguments=("--model-control-mode=none",)) as server:
         break_while_others_wait(server)
-        wait_for(lambda: "stays loaded and refuses requests" in server.log, "Triton refused to unload")
+        wait_for(lambda: "ensemble can serve no more and refuses requests" in server.log, "the model says so")
         for name in ALIASES:
             body = {"input_ids": [1], "input_lengths": 1} if name == "tensorrt_llm" else {"text_input": "a"}
             length = "request_output_len" if name == "tensorrt_llm" else "max_tokens"
