@@ -20,6 +20,7 @@ from slipway.compiler.flatten import Flattener, Seen
 from slipway.compiler.graph import Graph, WeightInfo
 from slipway.compiler.graph_text import EXTENTS
 from slipway.compiler.model_hooks import ATTENTION, Batch, Hooks
+from slipway.compiler.weight_names import weight_names
 from slipway.plugins import registry  # noqa: F401  (registers the ops)
 
 BLOCK_SIZE = 32  # tokens a KV block
@@ -149,13 +150,14 @@ def _to_graph(program: ExportedProgram, leaves: _Leaves, config: PreTrainedConfi
 class _Leaves:
     """Finds what the traced model reads: its computed constants, and the checkpoint's tensors.
 
-    A tied parameter has several names, of which the checkpoint may store any.
+    A tied parameter has several names, of which the checkpoint may store any; what it stores may have another name still.
     """
 
     def __init__(self, model: nn.Module, constants: dict[str, Tensor], checkpoint: Checkpoint):
         self.constants, self.checkpoint = constants, checkpoint
         self.missing: list[str] = []  # told after the graph is made, because an op that cannot be captured is the better reason
         self.state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        self.names = weight_names(model, checkpoint)
 
     def attribute(self, graph: Graph, target: str) -> Node:
         name = target.removeprefix("model.")
@@ -172,13 +174,18 @@ class _Leaves:
     def _stored(self, name: str) -> str | None:
         """The checkpoint's name for a weight."""
         tensor = self.state.get(name)
-        stored = next((n for n, t in self.state.items() if t is tensor and n in self.checkpoint), None)
+        stored = next((self.names.stored[n] for n, t in self.state.items() if t is tensor and n in self.names.stored), None)
         if stored and self.checkpoint.info(stored).shape != tensor.shape:
             where, found = f"{self.checkpoint.file_of(stored)}: {stored}", list(self.checkpoint.info(stored).shape)
             raise UserError(where, f"shape {found}", f"{list(tensor.shape)} by config.json")
         return stored
 
     def check(self) -> None:
+        converted = [name for name in self.missing if name in self.names.converted]
+        if converted:
+            found = f"{converted[0]} has to be computed from {self.names.converted[converted[0]]}"
+            raise UserError(str(self.checkpoint.directory), found, "weights as the model has them",
+                            "load it with transformers and save it with save_pretrained(..., save_original_format=False)")  # fmt: skip
         if self.missing:
             found = f"no tensor {self.missing[0]}" + (f", nor {len(self.missing) - 1} others" if self.missing[1:] else "")
             raise UserError(str(self.checkpoint.directory), found, "every weight of config.json's model")

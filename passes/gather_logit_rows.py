@@ -32,6 +32,7 @@ class GatherLogitRows:
                 gathers += _move_up(graph, gather)
                 report.fired += 1
         if report.fired:
+            graph.sort()  # a gather that two readers share stands where the first was found
             graph.drop_dead()
         return report
 
