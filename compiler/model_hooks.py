@@ -61,10 +61,9 @@ class Hooks:
                 elif type(module).__name__.endswith("RotaryEmbedding"):
                     self._install_rotary(path, module, num_positions, undo)
             for source in {sys.modules[type(m).__module__] for m in model.modules()}:
-                if hasattr(source, ROTATE) and _rotates_by_halves(getattr(source, ROTATE)):
-                    original = getattr(source, ROTATE)
+                if original := getattr(source, ROTATE, None):
                     undo.callback(setattr, source, ROTATE, original)
-                    setattr(source, ROTATE, functools.partial(_rotate, original))
+                    setattr(source, ROTATE, functools.partial(_rotate, original, rotations(original)))
             yield
 
     def attention(
@@ -92,7 +91,7 @@ class Hooks:
             raise UserError(self.paths[module], found, f"{cached[3]} x {cached[5]}, as config.json says")
         packed = slipway.paged_attention(
             *(_tokens_first(x) for x in (query, key, value)),
-            None, None, 0.0, False, None,  # norms and rotation come as nodes of their own; passes fuse them
+            None, None, 0.0, False, None, False,  # norms and rotation come as nodes of their own; passes fuse them
             batch.positions, batch.cu_seqlens, batch.kv_lens, batch.block_table, batch.kv_cache,
             module.layer_idx, heads, kv_heads, head_dim,
             float(scaling if scaling is not None else head_dim**-0.5), sliding_window, softcap,
@@ -110,17 +109,18 @@ class Hooks:
 
     def _install_rotary(self, path: str, module: nn.Module, num_positions: int, undo: contextlib.ExitStack) -> None:
         for variant in [(t,) for t in getattr(module, "layer_types", [])] or [()]:
-            table, name = rotary_table(module, num_positions, variant), "_".join(("table", *variant))
-            if table is None:
+            found, name = rotary_table(module, num_positions, variant), "_".join(("table", *variant))
+            if found is None:
                 return
+            table, expand = found
             self.tables[f"{path}.{name}"] = table
             module.register_buffer(name, torch.empty_like(table, device="meta"), persistent=False)
             undo.callback(module._buffers.pop, name)
 
         def forward(x: Tensor, position_ids: Tensor, *variant: str) -> tuple[Tensor, Tensor]:
             cos_sin = slipway.rotary_table(self.batch.positions, getattr(module, "_".join(("table", *variant))))
-            cos, sin = (torch.cat((part, part), -1)[None] for part in cos_sin.unbind(1))
-            cos.cos_sin = cos_sin
+            cos, sin = (expand(part)[None] for part in cos_sin.unbind(1))
+            cos.angles = Angles(cos_sin, expand)
             return cos, sin
 
         module.forward = forward
@@ -131,6 +131,27 @@ class Hooks:
 class Norm:
     eps: float
     plus_one: bool
+
+
+def by_halves(angles: Tensor) -> Tensor:
+    """[..., rotary_dim/2] -> [..., rotary_dim]: an angle for column i and for column rotary_dim/2 + i."""
+    return torch.cat((angles, angles), -1)
+
+
+def by_pairs(angles: Tensor) -> Tensor:
+    """[..., rotary_dim/2] -> [..., rotary_dim]: an angle for column 2i and for column 2i + 1."""
+    return angles.repeat_interleave(2, -1)
+
+
+Expansion = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Angles:
+    """What a cosine of the traced model was made from. cos_sin: rows of a table, [T, 2, rotary_dim/2]."""
+
+    cos_sin: Tensor
+    expand: Expansion
 
 
 def _no_mask(*args: object, config: PreTrainedConfig, local_size: int | None = None, use_vmap: bool = False,
@@ -160,11 +181,11 @@ def recognize_norm(module: nn.Module) -> Norm | None:
     return None
 
 
-def rotary_table(module: nn.Module, num_positions: int, variant: tuple[str, ...] = ()) -> Tensor | None:
-    """cos and sin of every position, [num_positions, 2, rotary_dim/2], as the model's own module computes them.
+def rotary_table(module: nn.Module, num_positions: int, variant: tuple[str, ...] = ()) -> tuple[Tensor, Expansion] | None:
+    """cos and sin of every position, [num_positions, 2, rotary_dim/2], as the model's own module computes and expands them.
 
     A variant whose frequencies follow the sequence's length is asked position by position: the token at p was rotated
-    when the sequence was p + 1 long. None for a module that does not rotate by halves.
+    when the sequence was p + 1 long. None for a module that expands them in a way of its own.
     """
     with torch.device("cpu"):
         real = type(module)(module.config)
@@ -175,31 +196,44 @@ def rotary_table(module: nn.Module, num_positions: int, variant: tuple[str, ...]
         pieces = [positions[:, :fixed], *positions[:, fixed:].split(1, 1)]
         parts = [real(torch.zeros(1), piece, *variant) for piece in pieces if piece.numel()]
     cos, sin = (torch.cat(part, 1)[0] for part in zip(*parts))
-    half = cos.shape[-1] // 2
-    if any(not torch.equal(part[:, :half], part[:, half:]) for part in (cos, sin)):
-        return None
-    return torch.stack((cos[:, :half], sin[:, :half]), 1).contiguous()
+    for expand, columns in ((by_halves, slice(cos.shape[-1] // 2)), (by_pairs, slice(0, None, 2))):
+        if all(torch.equal(expand(part[:, columns]), part) for part in (cos, sin)):
+            return torch.stack((cos[:, columns], sin[:, columns]), 1), expand
+    return None
 
 
-def _rotates_by_halves(rotate: Callable) -> bool:
-    """Whether a model's apply_rotary_pos_emb means slipway::rotary."""
-    q, k, angles = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), torch.randn(3, 4)
-    cos, sin = (torch.cat((x, x), -1)[None] for x in (angles.cos(), angles.sin()))
+def rotations(rotate: Callable) -> dict[Expansion, bool]:
+    """How slipway::rotary computes what a model's apply_rotary_pos_emb does with angles expanded one way or the other.
+
+    An expansion -> whether the rotation is interleaved; none that the function does not take, or does something else with.
+    """
+    return {
+        expand: interleaved
+        for expand in (by_halves, by_pairs)
+        for interleaved in (False, True)
+        if _rotates(rotate, expand, interleaved, head_dim=8) and _rotates(rotate, expand, interleaved, head_dim=12) is not False
+    }
+
+
+def _rotates(rotate: Callable, expand: Expansion, interleaved: bool, head_dim: int) -> bool | None:
+    """Whether the first 8 columns of heads are rotated so and the rest passes; None if the function refuses such heads."""
+    q, k, angles = torch.randn(1, 2, 3, head_dim), torch.randn(1, 1, 3, head_dim), torch.randn(3, 4)
     cos_sin = torch.stack((angles.cos(), angles.sin()), 1)
     try:
-        found = rotate(q, k, cos, sin)
+        found = rotate(q, k, *(expand(part)[None] for part in cos_sin.unbind(1)))
     except (RuntimeError, TypeError, ValueError):
-        return False
-    wanted = (slipway.rotary(_tokens_first(x), cos_sin, 8).view(3, -1, 8).transpose(0, 1)[None] for x in (q, k))
+        return None
+    wanted = (_heads_first(slipway.rotary(_tokens_first(x), cos_sin, head_dim, interleaved), x) for x in (q, k))
     return all(f.shape == w.shape and torch.allclose(f, w, atol=1e-6) for f, w in zip(found, wanted))
 
 
-def _rotate(original: Callable, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: object, **kwargs: object):
-    """apply_rotary_pos_emb of the traced model; tensors that are not straight from our table go to the original."""
-    cos_sin = getattr(cos, "cos_sin", None)
-    if cos_sin is None or args or kwargs:
+def _rotate(original: Callable, known: dict[Expansion, bool], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: object, **kwargs: object):
+    """apply_rotary_pos_emb of the traced model; what is not known, or not straight from our table, goes to the original."""
+    angles = getattr(cos, "angles", None)
+    if angles is None or angles.expand not in known or args or kwargs:
         return original(q, k, cos, sin, *args, **kwargs)
-    return tuple(_heads_first(slipway.rotary(_tokens_first(x), cos_sin, x.shape[3]), x) for x in (q, k))
+    interleaved = known[angles.expand]
+    return tuple(_heads_first(slipway.rotary(_tokens_first(x), angles.cos_sin, x.shape[3], interleaved), x) for x in (q, k))
 
 
 def _norm(norm: Norm, module: nn.Module, x: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ ATEN = {  # short name -> overload; every other name is a slipway:: op
     "gelu": "aten::gelu",
     "linear": "aten::linear",
     "mul": "aten::mul.Tensor",
+    "permute": "aten::permute",
     "relu": "aten::relu",
+    "reshape": "aten::reshape",
     "silu": "aten::silu",
     "slice": "aten::slice.Tensor",
 }

@@ -12,13 +12,13 @@ from slipway.passes.rewrite import Rewrite
 
 
 class FuseRotary(Rewrite):
-    def before(self, q, k, cos_sin, positions, head_dim, **attention):
-        q, k = op.rotary(q, cos_sin, head_dim), op.rotary(k, cos_sin, head_dim)
-        return op.paged_attention(q=q, k=k, rope=None, positions=positions, head_dim=head_dim, **attention)
+    def before(self, q, k, cos_sin, positions, head_dim, interleaved, rope_interleaved, **attention):
+        q, k = (op.rotary(x, cos_sin, head_dim, interleaved) for x in (q, k))
+        return op.paged_attention(q=q, k=k, rope=None, rope_interleaved=rope_interleaved, positions=positions, head_dim=head_dim, **attention)
 
-    def after(self, q, k, cos_sin, positions, head_dim, **attention):
-        rope = cos_sin.argument("table")
-        return op.paged_attention(q=q, k=k, rope=rope, positions=positions, head_dim=head_dim, **attention)
+    def after(self, q, k, cos_sin, positions, head_dim, interleaved, **attention):
+        rope = {"rope": cos_sin.argument("table"), "rope_interleaved": interleaved}
+        return op.paged_attention(q=q, k=k, positions=positions, head_dim=head_dim, **rope, **attention)
 
     def unless(self, cos_sin, positions, q_norm):
         if not cos_sin.is_op("slipway::rotary_table"):

@@ -17,6 +17,7 @@ from slipway.passes.fold_constants import FOLD_CONSTANTS
 from slipway.passes.fuse_add_rms_norm import FuseAddRmsNorm
 from slipway.passes.fuse_gated_activation import FUSE_GATED_ACTIVATION
 from slipway.passes.fuse_gated_linear import FUSE_GATED_LINEAR
+from slipway.passes.fuse_partial_rotary import FusePartialRotary
 from slipway.passes.fuse_qk_norm import FuseQkNorm
 from slipway.passes.fuse_rotary import FuseRotary
 from slipway.passes.gather_logit_rows import GatherLogitRows
@@ -36,6 +37,7 @@ PASSES: tuple[Pass, ...] = (
     *FOLD_CONSTANTS,
     GatherLogitRows(),
     # attention
+    FusePartialRotary(),
     FuseRotary(),
     FuseQkNorm(),
     # linears

@@ -18,17 +18,22 @@ def rotary_table(positions: Tensor, table: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("slipway::rotary", mutates_args=())
-def rotary(x: Tensor, cos_sin: Tensor, head_dim: int) -> Tensor:
-    """x[T, heads*head_dim] -> same shape: the first rotary_dim columns of each head rotate by halves, the rest pass."""
-    return rotate(x.reshape(x.shape[0], -1, head_dim), cos_sin).reshape(x.shape)
+def rotary(x: Tensor, cos_sin: Tensor, head_dim: int, interleaved: bool) -> Tensor:
+    """x[T, heads*head_dim] -> same shape: the first rotary_dim columns of each head rotate, the rest pass."""
+    return rotate(x.reshape(x.shape[0], -1, head_dim), cos_sin, interleaved).reshape(x.shape)
 
 
-def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """x[T, heads, head_dim], cos_sin[T, 2, rotary_dim/2]."""
+def rotate(x: Tensor, cos_sin: Tensor, interleaved: bool) -> Tensor:
+    """x[T, heads, head_dim], cos_sin[T, 2, rotary_dim/2].
+
+    Column i turns together with column rotary_dim/2 + i; interleaved: column 2i with column 2i + 1.
+    """
     half = cos_sin.shape[-1]
     cos, sin = cos_sin[:, None].unbind(-2)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
+    turning, rest = x[..., : 2 * half], x[..., 2 * half :]
+    first, second = (turning[..., ::2], turning[..., 1::2]) if interleaved else turning.split(half, -1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return torch.cat((torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1), rest), -1)
 
 
 @torch.library.custom_op("slipway::paged_attention", mutates_args=("kv_cache",))
@@ -41,6 +46,7 @@ def paged_attention(
     norm_eps: float,
     norm_plus_one: bool,
     rope: Tensor | None,
+    rope_interleaved: bool,
     positions: Tensor,
     cu_seqlens: Tensor,
     kv_lens: Tensor,
@@ -65,7 +71,7 @@ def paged_attention(
     q = q if q_norm is None else normalize(q, q_norm, norm_eps, norm_plus_one)
     k = k if k_norm is None else normalize(k, k_norm, norm_eps, norm_plus_one)
     if rope is not None:
-        q, k = rotate(q, rope[positions.long()]), rotate(k, rope[positions.long()])
+        q, k = (rotate(x, rope[positions.long()], rope_interleaved) for x in (q, k))
     cache = kv_cache[layer]
     _write(cache, k, v, positions.long(), cu_seqlens, block_table)
     out = [
@@ -112,31 +118,10 @@ def _(positions: Tensor, table: Tensor) -> Tensor:
 
 
 @rotary.register_fake
-def _(x: Tensor, cos_sin: Tensor, head_dim: int) -> Tensor:
+def _(x: Tensor, cos_sin: Tensor, head_dim: int, interleaved: bool) -> Tensor:
     return torch.empty_like(x)
 
 
 @paged_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    norm_eps: float,
-    norm_plus_one: bool,
-    rope: Tensor | None,
-    positions: Tensor,
-    cu_seqlens: Tensor,
-    kv_lens: Tensor,
-    block_table: Tensor,
-    kv_cache: Tensor,
-    layer: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    return q.new_empty(q.shape[0], num_heads * head_dim)
+def _(q: Tensor, *others: object) -> Tensor:
+    return q.new_empty(q.shape)

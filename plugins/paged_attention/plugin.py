@@ -33,6 +33,7 @@ class Arguments:
     norm_eps: float
     norm_plus_one: bool
     rope: Node | None
+    rope_interleaved: bool
     positions: Node
     cu_seqlens: Node
     kv_lens: Node
@@ -82,6 +83,7 @@ class PagedAttentionPlugin:
             "kv_heads": a.num_kv_heads,
             "head_dim": a.head_dim,
             "rotary_dim": a.rotary_dim,
+            "interleaved": int(a.rope_interleaved),
             "norms_q": int(a.q_norm is not None),
             "norms_k": int(a.k_norm is not None),
             "norm_eps": a.norm_eps,

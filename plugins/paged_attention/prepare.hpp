@@ -46,7 +46,7 @@ struct Head {
 
   void rotate(const float* cos_sin) {
     constexpr int half = Shape::rotary_dim / 2, count = half / lanes;
-    if constexpr (half % lanes == 0) {
+    if constexpr (half % lanes == 0 && !Shape::interleaved) {
       for (int i = 0; i < count; ++i) {
         const f32x16 cos = load(cos_sin + i * lanes), sin = load(cos_sin + half + i * lanes), first = x[i], second = x[count + i];
         x[i] = first * cos - second * sin;
@@ -56,9 +56,10 @@ struct Head {
       float flat[vectors * lanes];
       for (int i = 0; i < vectors; ++i) store(flat + i * lanes, x[i]);
       for (int i = 0; i < half; ++i) {
-        const float cos = cos_sin[i], sin = cos_sin[half + i], first = flat[i], second = flat[half + i];
-        flat[i] = first * cos - second * sin;
-        flat[half + i] = second * cos + first * sin;
+        float &a = flat[Shape::interleaved ? 2 * i : i], &b = flat[Shape::interleaved ? 2 * i + 1 : half + i];
+        const float cos = cos_sin[i], sin = cos_sin[half + i], first = a, second = b;
+        a = first * cos - second * sin;
+        b = second * cos + first * sin;
       }
       for (int i = 0; i < vectors; ++i) x[i] = load(flat + i * lanes);
     }

@@ -17,13 +17,14 @@ from slipway.passes.pipeline import PASSES, name_of
 from tiny_models import some_batch
 
 T = EXTENTS["T"]
-FAMILIES = ("llama", "llama-biased", "qwen3", "phi3", "granite", "gemma2", "starcoder2")
+FAMILIES = ("llama", "llama-biased", "qwen3", "phi3", "granite", "gemma2", "starcoder2", "gpt-neox", "stablelm")
 FIRES = {  # a family, and how often each pass fires on its two layers
     "llama": {"GatherLogitRows": 10, "FuseRotary": 2, "FuseGatedLinear(silu)": 2, "MergeQkvLinears": 2, "FuseAddRmsNorm": 4},
     "llama-biased": {"MergeQkvLinears": 4, "FuseGatedActivation(silu)": 2},
     "qwen3": {"FuseRotary": 2, "FuseQkNorm": 2},
     "phi3": {"FuseRotary": 2, "FuseGatedActivation(silu)": 2},
     "granite": {"FoldLinearScale(mul)": 4, "FoldLinearScale(div)": 1, "FoldEmbeddingScale(mul)": 1},
+    "stablelm": {"FusePartialRotary": 4, "FuseRotary": 2},
     "gemma2": {"FuseGatedLinear(gelu_tanh)": 2, "FoldLinearScale(div)": 1, "FoldEmbeddingScale(mul)": 1},
 }
 
@@ -76,7 +77,7 @@ class Toy:
         }
         cache = self.value(self.graph.input("kv_cache", (1, 4, 2, 1, 32, 8), torch.float32))
         settings = dict(layer=0, num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0, window=None, softcap=None)
-        norms = dict(q_norm=None, k_norm=None, norm_eps=0.0, norm_plus_one=False, rope=None)
+        norms = dict(q_norm=None, k_norm=None, norm_eps=0.0, norm_plus_one=False, rope=None, rope_interleaved=False)
         given = dict(q=self.x, k=self.x, v=self.x, positions=self.positions, kv_cache=cache)
         return op.paged_attention(**given | batch | settings | norms | changes)
 
@@ -98,15 +99,15 @@ def test_fold_constants_declines():
 def test_fuse_rotary_declines():
     toy = Toy(table=(16, 2, 4))
     other = op.rotary_table(toy.rows, toy.table)
-    rotated = {name: op.rotary(x, other, 8) for name, x in (("q", toy.x), ("k", toy.y))}
+    rotated = {name: op.rotary(x, other, 8, False) for name, x in (("q", toy.x), ("k", toy.y))}
     assert toy.declined(FuseRotary(), toy.attention(**rotated)).startswith("the rotation is by other positions")
     toy = Toy(table=(16, 2, 4), n=(8,))
     angles = op.rotary_table(toy.positions, toy.table)
-    rotated = {name: op.rotary(x, angles, 8) for name, x in (("q", toy.x), ("k", toy.y))}
+    rotated = {name: op.rotary(x, angles, 8, False) for name, x in (("q", toy.x), ("k", toy.y))}
     reason = toy.declined(FuseRotary(), toy.attention(**rotated, q_norm=toy.n, k_norm=toy.n))
     assert reason == "the attention norms before it rotates, the graph after"
     toy = Toy(angles=(T, 2, 4))
-    rotated = {name: op.rotary(x, toy.angles, 8) for name, x in (("q", toy.x), ("k", toy.y))}
+    rotated = {name: op.rotary(x, toy.angles, 8, False) for name, x in (("q", toy.x), ("k", toy.y))}
     assert toy.declined(FuseRotary(), toy.attention(**rotated)) == "the angles are not rows of a table"
 
 

@@ -25,6 +25,7 @@ class Shape:
     num_kv_heads: int = 2
     head_dim: int = 32
     rotary_dim: int = 0
+    interleaved: bool = False
     norm: bool = False
     window: int | None = None
     softcap: float | None = None
@@ -99,7 +100,7 @@ class Step:
         s, w = self.sequences.shape, self.sequences.weights
         q, k, v = (x.to(dtype) for x in self._split())
         batch = (self.positions, self.cu_seqlens, self.kv_lens, self.block_table)
-        return [q, k, v, w["q_norm"], w["k_norm"], 1e-6, False, w["rope"], *map(torch.from_numpy, batch), cache, 0,
+        return [q, k, v, w["q_norm"], w["k_norm"], 1e-6, False, w["rope"], s.interleaved, *map(torch.from_numpy, batch), cache, 0,
                 s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, s.window, s.softcap]  # fmt: skip
 
     def meaning(self, cache: torch.Tensor) -> torch.Tensor:

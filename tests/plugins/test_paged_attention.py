@@ -14,6 +14,8 @@ SHAPES = {
     "plain": Shape(num_heads=4, num_kv_heads=2, head_dim=32),
     "one_kv_head": Shape(num_heads=7, num_kv_heads=1, head_dim=24, rotary_dim=24),
     "partial_rotary": Shape(num_heads=8, num_kv_heads=2, head_dim=80, rotary_dim=32, source=F32),
+    "interleaved_rotary": Shape(num_heads=6, num_kv_heads=2, head_dim=64, rotary_dim=64, interleaved=True),
+    "interleaved_partial_rotary": Shape(num_heads=4, num_kv_heads=1, head_dim=48, rotary_dim=20, interleaved=True),
     "every_head_its_own": Shape(num_heads=2, num_kv_heads=2, head_dim=16, norm=True, softcap=4.0),
     "window": Shape(num_heads=8, num_kv_heads=1, head_dim=64, rotary_dim=64, window=40),
     "qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True),
@@ -128,16 +130,20 @@ def test_meaning_is_ordinary_causal_attention():
     q, k, v = (x.view(40, -1, 16) for x in sequences.qkv[0].split([64, 32, 32], 1))
     cos_sin = torch.ops.slipway.rotary_table(positions, weights["rope"])
     q, k = (normalize(x, w, 1e-6, False).flatten(1) for x, w in ((q, weights["q_norm"]), (k, weights["k_norm"])))
-    q, k = (torch.ops.slipway.rotary(x, cos_sin, 16).view(40, -1, 16).transpose(0, 1) for x in (q, k))
+    q, k = (torch.ops.slipway.rotary(x, cos_sin, 16, False).view(40, -1, 16).transpose(0, 1) for x in (q, k))
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v.transpose(0, 1), is_causal=True, enable_gqa=True)
     torch.testing.assert_close(got, want.transpose(0, 1).flatten(1))
 
 
-def test_rotation_is_of_complex_numbers():
-    x, angles = torch.randn(3, 2 * 8), torch.rand(3, 4)
-    got = torch.ops.slipway.rotary(x, torch.stack((angles.cos(), angles.sin()), 1), 8).view(3, 2, 2, 4)
-    want = torch.complex(*x.view(3, 2, 2, 4).unbind(2)) * torch.polar(torch.ones(3, 1, 4), angles[:, None])
-    torch.testing.assert_close(torch.complex(*got.unbind(2)), want)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotation_is_of_complex_numbers(interleaved):
+    def numbers(x):  # [T, heads, head_dim] -> the complex numbers its first 8 columns stand for
+        return torch.complex(x[..., :8:2], x[..., 1:8:2]) if interleaved else torch.complex(x[..., :4], x[..., 4:8])
+
+    x, angles = torch.randn(3, 2, 10), torch.rand(3, 4)
+    got = torch.ops.slipway.rotary(x.flatten(1), torch.stack((angles.cos(), angles.sin()), 1), 10, interleaved).view(x.shape)
+    torch.testing.assert_close(numbers(got), numbers(x) * torch.polar(torch.ones(3, 1, 4), angles[:, None]))
+    assert torch.equal(got[..., 8:], x[..., 8:])
 
 
 def test_export_keeps_the_op_and_its_cache():
@@ -147,11 +153,11 @@ def test_export_keeps_the_op_and_its_cache():
 
     sequences = Sequences(Shape(head_dim=16, source=F32), [3, 2])
     step = sequences.step(all_of(sequences))
-    args = tuple(step.arguments(new_cache(sequences), F32)[:13])
+    args = tuple(step.arguments(new_cache(sequences), F32)[:14])
     exported = torch.export.export(Model(), args, strict=False)
     assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [torch.ops.slipway.paged_attention.default]
     cache = new_cache(sequences)
-    torch.testing.assert_close(exported.module()(*args[:12], cache), step.meaning(new_cache(sequences)))
+    torch.testing.assert_close(exported.module()(*args[:13], cache), step.meaning(new_cache(sequences)))
     assert cache.count_nonzero() > 0
 
 

@@ -39,6 +39,12 @@ FAMILIES = {
     "smollm3": (transformers.SmolLM3Config, {}),
     "gemma2": (transformers.Gemma2Config, {"head_dim": 16, "sliding_window": 16, "tie_word_embeddings": True}),
     "cohere": (transformers.CohereConfig, {}),
+    "cohere2": (transformers.Cohere2Config, {"sliding_window": 16}),
+    "glm4": (transformers.Glm4Config, {"head_dim": 16}),
+    "gpt-neox": (transformers.GPTNeoXConfig, {"num_key_value_heads": 4}),
+    "gpt2": (transformers.GPT2Config, {"n_positions": MAX_LENGTH, "num_key_value_heads": 4}),
+    "opt": (transformers.OPTConfig, {"ffn_dim": 96, "word_embed_proj_dim": 64, "num_key_value_heads": 4}),
+    "phi": (transformers.PhiConfig, {}),
     "stablelm": (transformers.StableLmConfig, {}),
     "starcoder2": (transformers.Starcoder2Config, {}),
 }
