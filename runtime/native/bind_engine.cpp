@@ -2,6 +2,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -36,7 +37,8 @@ class PythonEngine {
 
   Engine* operator->() { return engine_.get(); }
 
-  void submit(uint64_t id, std::vector<int32_t> prompt, nb::handle params, int32_t priority, std::optional<double> deadline, uint64_t salt) {
+  void submit(uint64_t id, std::vector<int32_t> prompt, nb::handle params, int32_t priority, std::optional<double> deadline, uint64_t salt,
+              std::shared_ptr<Grammar> grammar) {
     Request request;
     request.id = id;
     request.prompt = std::move(prompt);
@@ -44,6 +46,7 @@ class PythonEngine {
     request.priority = priority;
     request.deadline_s = deadline;
     request.salt = salt;
+    request.grammar = std::move(grammar);
     if (auto problem = check(request.params, plan_.vocab_size)) throw std::invalid_argument(*problem);
     engine_->submit(std::move(request));
   }
@@ -75,7 +78,7 @@ void bind_engine(nb::module_& module) {
   nb::class_<Self>(module, "Engine", "The engine thread and its queues; see runtime/engine.py.")
       .def(nb::init<nb::handle, const std::string&, nb::handle, nb::handle, int32_t, int32_t, int32_t>(), "manifest"_a, "directory"_a, "weights"_a,
            "vocabulary"_a, "num_blocks"_a, "threads"_a, "max_queued"_a)
-      .def("submit", &Self::submit, "id"_a, "prompt"_a, "params"_a, "priority"_a, "deadline"_a.none(), "salt"_a)
+      .def("submit", &Self::submit, "id"_a, "prompt"_a, "params"_a, "priority"_a, "deadline"_a.none(), "salt"_a, "grammar"_a.none())
       .def("poll", &Self::poll, "patience"_a, "Events since the last call, waiting for some; None when all is over.")
       .def("take_step_times", &Self::take_step_times)
       .def("cancel", [](Self& self, uint64_t id) { self->cancel(id); }, "id"_a)

@@ -12,6 +12,7 @@ namespace slipway {
 
 void bind_executor(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
+void bind_grammars(nanobind::module_& module);
 void bind_core(nanobind::module_& module);  // bindings_testing.cpp
 
 SegmentRunner python_segments(nanobind::object run);  // run(step, num_tokens, num_logit_rows)

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -49,36 +50,52 @@ struct Leases {
   }
 };
 
-// allowed(output) -> the token ids that may follow.
-struct PythonConstraint : TokenConstraint {
-  nb::object allowed_tokens;
-  size_t vocab_size;
-  std::vector<std::vector<uint32_t>> masks;  // kept: several rows of one step have one each
+// A grammar as a function: follow(output) -> the token ids that may follow, none where it is complete.
+struct PythonGrammar : Grammar {
+  nb::object follow;
+  explicit PythonGrammar(nb::object callable) : follow(std::move(callable)) {}
 
-  PythonConstraint(nb::object callable, size_t vocab) : allowed_tokens(std::move(callable)), vocab_size(vocab) {}
-  const uint32_t* allowed(std::span<const int32_t> output) override {
-    std::vector<uint32_t> mask((vocab_size + 31) / 32);
-    for (const int32_t token : nb::cast<Tokens>(allowed_tokens(Tokens(output.begin(), output.end()))))
-      mask[static_cast<size_t>(token) / 32] |= 1u << (token % 32);
-    return masks.emplace_back(std::move(mask)).data();
-  }
+  struct Constraint : TokenConstraint {
+    const PythonGrammar& grammar;
+    Tokens output;
+    explicit Constraint(const PythonGrammar& from) : grammar(from) {}
+
+    Tokens next() const { return nb::cast<Tokens>(grammar.follow(output)); }
+    bool take(int32_t token) override {
+      output.push_back(token);
+      return next().empty();
+    }
+    std::optional<std::string> allow(std::span<const int32_t> drafts, std::span<const int32_t>, std::span<uint32_t> masks) override {
+      const Tokens before = output;
+      const size_t words = masks.size() / (1 + drafts.size());
+      std::ranges::fill(masks, 0u);
+      for (size_t i = 0; i <= drafts.size(); ++i) {
+        for (const int32_t token : next()) masks[i * words + static_cast<size_t>(token) / 32] |= 1u << (token % 32);
+        if (i < drafts.size()) output.push_back(drafts[i]);
+      }
+      output = before;
+      return std::nullopt;
+    }
+  };
+  std::unique_ptr<TokenConstraint> start() const override { return std::make_unique<Constraint>(*this); }
 };
 
 struct TestScheduler {
   PromptLookup drafts;
   std::optional<Vocabulary> vocabulary;
-  size_t vocab_size;
   Scheduler scheduler;
 
   TestScheduler(SchedulerConfig config, std::optional<Vocabulary> pieces)
-      : vocabulary(std::move(pieces)), vocab_size(static_cast<size_t>(config.vocab_size)),
-        scheduler(std::move(config), vocabulary ? &*vocabulary : nullptr, &drafts) {}
+      : vocabulary(std::move(pieces)), scheduler(std::move(config), vocabulary ? &*vocabulary : nullptr, &drafts) {}
 
   std::optional<std::string> add(uint64_t id, Tokens prompt, nb::handle params, double now, int32_t priority,
-                                 std::optional<double> deadline, uint64_t salt, nb::object constraint) {
+                                 std::optional<double> deadline, uint64_t salt, nb::object grammar) {
     Request request{.id = id, .prompt = std::move(prompt), .params = params_from_python(params), .priority = priority,
-                    .deadline_s = deadline, .salt = salt, .constraint = nullptr};
-    if (!constraint.is_none()) request.constraint = std::make_shared<PythonConstraint>(std::move(constraint), vocab_size);
+                    .deadline_s = deadline, .salt = salt, .grammar = nullptr};
+    if (nb::isinstance<Grammar>(grammar))
+      request.grammar = nb::cast<std::shared_ptr<Grammar>>(grammar);
+    else if (!grammar.is_none())
+      request.grammar = std::make_shared<PythonGrammar>(std::move(grammar));
     const auto refusal = scheduler.add(std::move(request), now);
     return refusal ? std::optional(refusal->message) : std::nullopt;
   }
@@ -99,8 +116,10 @@ Sampled sample_row(Sampler& sampler, Logits logits, nb::handle params, const Tok
                                                          .sequence_index = sequence_index});
 }
 
-nb::object step_or_none(const StepBatch* step) {
+nb::object step_or_none(StepBatch* step) {
   if (!step) return nb::none();
+  for (size_t i = 0; i < step->constrained.size(); ++i)
+    if (auto error = step->constrain(i)) throw std::runtime_error(*error);
   nb::dict arrays;
   arrays["token_ids"] = step->token_ids;
   arrays["positions"] = step->positions;
@@ -216,7 +235,7 @@ void bind_scheduler(nb::module_& core) {
         new (self) TestScheduler(config, vocabulary.is_none() ? std::nullopt : std::optional(vocabulary_from_python(vocabulary)));
       }, "config"_a, "vocabulary"_a.none() = nb::none())
       .def("add", &TestScheduler::add, "id"_a, "prompt"_a, "params"_a, "now"_a, "priority"_a = 0, "deadline"_a.none() = nb::none(),
-           "salt"_a = 0, "constraint"_a.none() = nb::none(), "Why the request was refused, or None.")
+           "salt"_a = 0, "grammar"_a.none() = nb::none(), "Why the request was refused, or None.")
       .def("cancel", [](TestScheduler& self, uint64_t id, double now) { self.scheduler.cancel(id, now); })
       .def("cancel_all", [](TestScheduler& self, double now) { self.scheduler.cancel_all(now); })
       .def("next", [](TestScheduler& self, double now) { return step_or_none(self.scheduler.next(now)); })

@@ -116,7 +116,7 @@ bool Engine::serve_once() {
   const bool sleeps = !scheduler_.has_work() && state_ == State::serving;
   for (Command& command : inbox_.take(std::chrono::duration<double>(sleeps ? idle_patience_s : 0))) obey(command);
   if (state_ == State::aborting || (state_ == State::draining && !scheduler_.has_work())) return false;
-  const StepBatch* step = scheduler_.next(now_s());
+  StepBatch* step = scheduler_.next(now_s());
   std::vector<Event> events = step ? compute(*step) : scheduler_.take_events();
   if (!step && events.empty() && scheduler_.has_work()) throw std::logic_error("the scheduler has requests and runs none of them");
   for (const Event& event : events)
@@ -150,7 +150,7 @@ void Engine::refuse(uint64_t request_id, Refusal refusal) {
   publish(std::move(events));
 }
 
-std::vector<Event> Engine::compute(const StepBatch& step) {
+std::vector<Event> Engine::compute(StepBatch& step) {
   const double started_s = now_s();
   const bool recording = recording_;
   executor_.time_steps(recording);
@@ -165,14 +165,34 @@ std::vector<Event> Engine::compute(const StepBatch& step) {
   return scheduler_.commit(std::exchange(sampled_, {}), ended_s);
 }
 
-void Engine::sample(const StepBatch& step) {
+// A row whose grammar failed has its error in sampled_ and is not drawn from.
+void Engine::constrain(StepBatch& step) {
+  const auto count = static_cast<int64_t>(step.constrained.size());
+  next_constrained_.next = 0;
+  const auto work = [&](int32_t) {
+    for (int64_t next; (next = next_constrained_.claim(1)) < count;) {
+      const auto index = static_cast<size_t>(next);
+      const auto error = step.constrain(index);
+      const StepBatch::Slot& slot = step.slots[step.constrained[index].slot];
+      for (int32_t row = 0; error && row < slot.num_rows; ++row) sampled_[static_cast<size_t>(slot.first_row + row)].error = error;
+    }
+  };
+  if (count > 1)
+    team_.run(work);
+  else
+    work(0);
+}
+
+void Engine::sample(StepBatch& step) {
   const auto num_rows = static_cast<int64_t>(step.rows.size());
-  sampled_.resize(step.rows.size());
+  sampled_.assign(step.rows.size(), {});
+  if (!step.constrained.empty()) constrain(step);
   next_row_.next = 0;
   const auto work = [&](int32_t rank) {
     for (int64_t row; (row = next_row_.claim(1)) < num_rows;) {
       const std::span logits(executor_.logits(static_cast<int32_t>(row)), static_cast<size_t>(vocab_size_));
       const auto at = static_cast<size_t>(row);
+      if (sampled_[at].error) continue;
       sampled_[at] = samplers_[static_cast<size_t>(rank)].sample(logits, step.rows[at]);
     }
   };

@@ -64,8 +64,9 @@ class Engine {
   void serve();
   bool serve_once();
   void obey(Command& command);
-  std::vector<Event> compute(const StepBatch& step);
-  void sample(const StepBatch& step);
+  std::vector<Event> compute(StepBatch& step);
+  void sample(StepBatch& step);
+  void constrain(StepBatch& step);
   void record(const Batch& batch);
   void refuse(uint64_t request_id, Refusal refusal);
   void publish(std::vector<Event> events);
@@ -81,7 +82,7 @@ class Engine {
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;  // one a thread
   std::vector<Sampled> sampled_;
-  Ticket next_row_;
+  Ticket next_row_, next_constrained_;
 
   Mailbox<Command> inbox_;
   Mailbox<Event> outbox_;

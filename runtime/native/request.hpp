@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "constraint.hpp"
 #include "detokenizer.hpp"
 #include "kv_cache.hpp"
 #include "penalties.hpp"
@@ -14,14 +15,6 @@
 #include "sampling_params.hpp"
 
 namespace slipway {
-
-// Grammar hook. Called on the engine thread while a step is put together, once for each wanted row.
-class TokenConstraint {
- public:
-  virtual ~TokenConstraint() = default;
-  // The bitmask (see SampleContext::allowed_tokens) after these output tokens; valid until the step is committed.
-  virtual const uint32_t* allowed(std::span<const int32_t> output) = 0;
-};
 
 // Times are seconds on one monotonic clock, the caller's.
 struct Request {
@@ -31,7 +24,7 @@ struct Request {
   int32_t priority = 0;             // lower is more urgent
   std::optional<double> deadline_s; // fails with "deadline" unless first scheduled by then
   uint64_t salt = 0;                // prefixes are shared only between equal salts
-  std::shared_ptr<TokenConstraint> constraint;  // with n > 1 the sequences share it: allowed() must depend on its argument alone
+  std::shared_ptr<const Grammar> grammar;  // none: any output
 };
 
 enum class FinishReason { stop, length, cancelled, deadline, error };

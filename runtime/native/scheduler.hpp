@@ -72,8 +72,9 @@ class Scheduler {
   void cancel(uint64_t request_id, double now_s);   // unknown or finished ids are ignored
   void cancel_all(double now_s);
 
-  // The next step, or null if there is nothing to compute. There may be events all the same: take_events().
-  const StepBatch* next(double now_s);
+  // The next step, or null if there is nothing to compute. There may be events all the same: take_events(). Its constrained
+  // slots must be given their masks before they are sampled.
+  StepBatch* next(double now_s);
   // `sampled` has one entry a logit row. Returns all events since the last commit or take_events().
   std::vector<Event> commit(std::vector<Sampled> sampled, double now_s);
   // Instead of commit(), when the step could not be run: its sequences end with an error.

@@ -66,6 +66,7 @@ void Scheduler::add_sequence(RequestGroup& group, int32_t index, double now_s) {
   if (!params.prompt_logprobs || index > 0) sequence->num_scored = sequence->num_to_score();
   if (uses_penalties(params)) sequence->penalties.emplace(group.request.prompt);
   if (vocabulary_) sequence->text.emplace(*vocabulary_, TextStream::Options{params.stop, params.include_stop, params.skip_special_tokens});
+  if (group.request.grammar) sequence->constraint = group.request.grammar->start();
   sequence->metrics.arrival_s = now_s;
   sequence->metrics.prompt_tokens = static_cast<int32_t>(group.request.prompt.size());
   group.sequences.push_back(std::move(sequence));

@@ -97,7 +97,7 @@ std::optional<FinishReason> Scheduler::take_token(Sequence& sequence, Sampled& s
   const bool ends = std::ranges::find(group.ending_tokens, token) != group.ending_tokens.end();
   const bool may_stop = sequence.metrics.output_tokens > params.min_tokens;
   const bool stopped = sequence.text && (!ends || params.include_stop) && sequence.text->push(token, event.text, may_stop);
-  if (ends || stopped) return FinishReason::stop;
+  if (ends || stopped || (sequence.constraint && sequence.constraint->take(token))) return FinishReason::stop;
   if (sequence.metrics.output_tokens >= group.max_tokens) return FinishReason::length;
   return std::nullopt;
 }

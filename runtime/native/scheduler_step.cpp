@@ -8,7 +8,7 @@
 
 namespace slipway {
 
-const StepBatch* Scheduler::next(double now_s) {
+StepBatch* Scheduler::next(double now_s) {
   if (in_flight_) throw std::logic_error("scheduler: next() before the last step was committed");
   expire(now_s);
   grow_running();
@@ -17,7 +17,7 @@ const StepBatch* Scheduler::next(double now_s) {
   add_decodes();
   add_prefills();
   if (step_.slots.empty()) return nullptr;
-  step_.seal();
+  step_.seal(config_.vocab_size);
   in_flight_ = true;
   ++totals_.steps;
   return &step_;

@@ -23,6 +23,7 @@ struct Sequence {
   KvLease lease;                         // held while running
   std::optional<PenaltyTable> penalties;
   std::optional<TextStream> text;
+  std::unique_ptr<TokenConstraint> constraint;
   Metrics metrics;
   bool in_step = false;
   bool cancelled = false;                // to be ended when its step is over

@@ -11,13 +11,12 @@ SampleContext context_of(const Sequence& sequence, size_t history_length) {
   const RequestGroup& group = *sequence.group;
   const auto history = std::span(sequence.tokens).first(history_length);
   const size_t prompt_length = group.request.prompt.size();
-  TokenConstraint* constraint = group.request.constraint.get();
   return {.params = &group.request.params,
           .history = history,
           .prompt_length = static_cast<int32_t>(prompt_length),
           .penalties = sequence.penalties ? &*sequence.penalties : nullptr,
           .ending_tokens = group.ending_tokens,
-          .allowed_tokens = constraint ? constraint->allowed(history.subspan(prompt_length)) : nullptr,
+          .allowed_tokens = nullptr,
           .seed = group.seed,
           .sequence_index = static_cast<uint32_t>(sequence.index)};
 }
@@ -29,6 +28,7 @@ void StepBatch::clear() {
   request_ids.clear();
   sequence_indices.clear();
   slots.clear();
+  constrained.clear();
   for (auto* values : {&token_ids, &positions, &kv_lens, &block_table, &logit_rows}) values->clear();
   cu_seqlens.assign(1, 0);
 }
@@ -54,9 +54,10 @@ void StepBatch::append(Sequence& sequence, int32_t num_tokens) {
   request_ids.push_back(sequence.group->request.id);
   sequence_indices.push_back(sequence.index);
   sequence.in_step = true;
+  if (sequence.constraint && wanted > 0) constrained.push_back({.slot = slots.size() - 1, .first_mask = 0});
 }
 
-void StepBatch::seal() {
+void StepBatch::seal(int32_t vocab_size) {
   size_t width = 0;
   for (const Slot& slot : slots) width = std::max(width, slot.sequence->lease.blocks.size());
   for (const Slot& slot : slots) {
@@ -74,6 +75,23 @@ void StepBatch::seal() {
            .kv_lens = kv_lens.data(),
            .block_table = block_table.data(),
            .logit_rows = logit_rows.data()};
+  size_t num_masks = 0;
+  for (Constrained& entry : constrained) {
+    entry.first_mask = num_masks;
+    num_masks += static_cast<size_t>(slots[entry.slot].num_rows);
+  }
+  words_a_mask = mask_words(vocab_size);
+  masks.resize(num_masks * words_a_mask);
+}
+
+std::optional<std::string> StepBatch::constrain(size_t index) {
+  const Constrained& entry = constrained[index];
+  const Slot& slot = slots[entry.slot];
+  const auto num_rows = static_cast<size_t>(slot.num_rows);
+  const std::span own = std::span(masks).subspan(entry.first_mask * words_a_mask, num_rows * words_a_mask);
+  for (size_t row = 0; row < num_rows; ++row) rows[static_cast<size_t>(slot.first_row) + row].allowed_tokens = &own[row * words_a_mask];
+  const std::span drafts = std::span(slot.sequence->tokens).last(static_cast<size_t>(slot.num_drafts));
+  return slot.sequence->constraint->allow(drafts, slot.sequence->group->ending_tokens, own);
 }
 
 }  // namespace slipway

@@ -287,8 +287,8 @@ LETTERS = Vocabulary([b"<eos>", *(bytes([0x60 + i]) for i in range(1, 12))], [Tr
 def text_of(p, forced, **options):
     """The text and finish of a request whose tokens are forced."""
     engine = Engine(LETTERS, **options)
-    allowed = lambda output: [forced[len(output)]]  # noqa: E731
-    engine.add(0, [1, 2], p, constraint=allowed)
+    follow = lambda output: [*forced, EOS][len(output) :][:1]  # noqa: E731
+    engine.add(0, [1, 2], p, grammar=follow)
     engine.run()
     return engine.texts[0, 0], engine.finishes[0, 0], engine.outputs[0, 0]
 
@@ -313,7 +313,7 @@ def test_a_constraint_sees_the_drafts():
     p = params(max_tokens=8, speculate_tokens=3)
     forced = [3, 1, 2, 4, 5, 6, 7, 8]
     engine = Engine()
-    engine.add(0, prompt, p, constraint=lambda output: [forced[len(output)]])
+    engine.add(0, prompt, p, grammar=lambda output: [*forced, EOS][len(output) :][:1])
     engine.run()
     assert engine.outputs[0, 0] == forced and engine.metrics[0, 0].accepted_tokens == 2
 
