@@ -13,13 +13,16 @@ from slipway.runtime import loading, sampling
 from slipway.runtime.chat import ChatTemplate
 from slipway.runtime.dispatcher import Dispatcher
 from slipway.runtime.errors import EngineError, RequestError
+from slipway.runtime.grammar import Grammar, GrammarCompiler
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.requests import Completion, Delta, Logprob, Request, RequestMetrics
 from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.step_times import median_step_seconds
 from slipway.runtime.vocabulary import Vocabulary
 
-__all__ = ["Completion", "Delta", "Engine", "EngineError", "Logprob", "Request", "RequestError", "RequestMetrics", "SamplingParams"]
+__all__ = [
+    "Completion", "Delta", "Engine", "EngineError", "Grammar", "Logprob", "Request", "RequestError", "RequestMetrics", "SamplingParams"
+]  # fmt: skip
 
 Prompt = str | Sequence[int]
 MOST_SHRINKING = 4  # times fewer bytes after a tokenizer's normalization: NFKC turns a 4-byte letter into one byte
@@ -36,6 +39,7 @@ class Engine:
         where = f"{directory}/engine.json: default_sampling"
         self._recommended = sampling.recommended(manifest.default_sampling, where)
         self._chat_template: ChatTemplate | None = None
+        self._grammars = GrammarCompiler(vocabulary, manifest.plan.vocab_size)
         self._dispatcher = Dispatcher(native, vocabulary.text)
         self._dispatcher.start()
         self._closing = weakref.finalize(self, _stop, native, self._dispatcher)  # also when the interpreter ends
@@ -113,10 +117,11 @@ class Engine:
         token_ids = self._encode(prompt)
         params = (sampling or SamplingParams()).with_defaults(self._recommended)
         self._check(token_ids, params, priority, deadline)
+        grammar = params.grammar and self._grammars.compile(params.grammar)
         request = Request(len(token_ids), params.n, lambda request: self._native.cancel(request.id))
         number = self._dispatcher.register(request)
         try:
-            self._native.submit(number, token_ids, self._resolve(params), priority, deadline, _salt(cache_salt))
+            self._native.submit(number, token_ids, self._resolve(params), priority, deadline, _salt(cache_salt), grammar)
         except Exception as error:
             self._dispatcher.forget(request)
             if isinstance(error, ValueError):

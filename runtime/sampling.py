@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class SamplingParams:
     stop, bad_words: strings; bad_words may also be lists of token ids. Both are matched across token borders.
     logprobs: k, for those of the token drawn and of the k best; prompt_logprobs: the same for the tokens of the prompt, which is
     then computed anew, as many tokens a step as the engine has logit rows. Completions are the same for the same seed.
+    grammar: what the completion must match; it ends with "stop" as soon as nothing could follow.
     """
 
     max_tokens: int | None = None
@@ -42,6 +44,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     speculate_tokens: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self):
         if isinstance(self.stop, str):
@@ -57,6 +60,8 @@ class SamplingParams:
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, f"{getattr(self, name)!r}", "True or False")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError("grammar", f"{self.grammar!r:.40}", "a Grammar, such as Grammar.regex(...)")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError("min_tokens", f"{self.min_tokens}", f"at most max_tokens, {self.max_tokens}")
 
