@@ -50,6 +50,7 @@ SAMPLING = (
     *optional("UINT64", "seed"),
     *optional("BOOL", "exclude_input_in_output", "return_log_probs", "return_context_logits", "return_generation_logits"),
     *optional("BOOL", "return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens"),
+    *optional("STRING", "guided_decoding_guide_type", "guided_decoding_guide"),
 )
 ANSWER = (
     Field("cum_log_probs", "FP32", (-1,)),

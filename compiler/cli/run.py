@@ -12,12 +12,14 @@ from slipway.compiler.cli.options import Loading, json_option, loading_options, 
 from slipway.compiler.cli.tables import print_json
 from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import seconds_text
+from slipway.runtime.grammar import Grammar
 
 EPILOG = """\b
 Examples:
   slipway run engine "def fibonacci(n):" --max-tokens 64
   slipway run engine --chat "Why is the sky blue?" --temperature 0
   git diff | slipway run engine - > summary.txt
+  slipway run engine "The user as JSON: " --json-schema user.schema.json
 
 The completion alone goes to stdout, so a pipe or a file gets nothing else. --json prints one object instead: text, token_ids,
 finish_reason and metrics.
@@ -32,12 +34,22 @@ finish_reason and metrics.
 @click.option("--stream/--no-stream", default=True, help="Print text as it comes (default), or at the end.")
 @json_option
 @sampling_options
-def run(loading: Loading, prompt: str, chat: bool, system: str | None, stream: bool, as_json: bool, sampling: dict) -> None:
+@click.option("--json-schema", type=click.File("rb"), metavar="FILE", help="Complete with JSON that fits this JSON schema.")
+@click.option("--regex", metavar="PATTERN", help="Complete with what this regular expression matches.")
+def run(
+    loading: Loading, prompt: str, chat: bool, system: str | None, stream: bool, as_json: bool, sampling: dict, json_schema, regex: str | None
+) -> None:
     """Complete PROMPT with ENGINE, an engine directory. A PROMPT of - reads stdin."""
+    if json_schema and regex is not None:
+        raise click.UsageError("--json-schema and --regex exclude each other.")
+    if json_schema:
+        sampling["grammar"] = Grammar.json_schema(decode(json_schema.read(), json_schema.name))
+    elif regex is not None:
+        sampling["grammar"] = Grammar.regex(regex)
     if system is not None and not chat:
         raise click.UsageError("--system goes with --chat.")
     if prompt == "-":
-        prompt = read_stdin()
+        prompt = decode(sys.stdin.buffer.read(), "stdin")
     with loading.engine() as engine:
         if chat:
             messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": prompt}]
@@ -49,11 +61,11 @@ def run(loading: Loading, prompt: str, chat: bool, system: str | None, stream: b
             click.echo(completion.text, nl=not completion.text.endswith("\n"))
 
 
-def read_stdin() -> str:
+def decode(data: bytes, where: str) -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise UserError("stdin", f"byte {error.start} is not UTF-8", "text") from None
+        raise UserError(where, f"byte {error.start} is not UTF-8", "text") from None
 
 
 def complete(engine, prompt: str, sampling: dict, echo: bool):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.grammar import WHITESPACE, Grammar, parse
 
 DEFAULTS = {"max_tokens": 16}  # vLLM's, where it is not the engine's
 
@@ -51,6 +52,29 @@ def logit_bias(name: str, value: Any) -> dict[int, float]:
     return {number(int)(name, token): number(float)(name, bias) for token, bias in value.items()}
 
 
+# Fields of vLLM's StructuredOutputsParams, of which one is given.
+STRUCTURES = {
+    "json": Grammar.json_schema,
+    "json_object": lambda _, whitespace: Grammar.json_schema({"type": "object"}, whitespace),
+    "regex": lambda value, _: Grammar.regex(value),
+    "choice": lambda value, _: Grammar.choice(value),
+    "grammar": lambda value, _: Grammar.ebnf(value),
+}
+HINTS = ("backend", "_backend", "disable_fallback")  # which of vLLM's libraries to use
+
+
+def grammar(name: str, value: Any) -> Grammar | None:
+    """value: an object, or its JSON, as Triton's vLLM backend takes it."""
+    fields = parse(value) if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        raise RequestError(name, f"{value!r:.40}", "an object")
+    stated = {key: field for key, field in fields.items() if field not in (None, False) and key not in HINTS}
+    tight, pattern = stated.pop("disable_any_whitespace", False), stated.pop("whitespace_pattern", WHITESPACE)
+    if len(stated) > 1 or not stated.keys() <= STRUCTURES.keys():
+        raise RequestError(name, ", ".join(stated), f"one of {', '.join(STRUCTURES)}")
+    return next((STRUCTURES[kind](field, "" if tight else pattern) for kind, field in stated.items()), None)
+
+
 def top_k(name: str, value: Any) -> int:
     return max(0, number(int)(name, value))  # vLLM's -1 is off
 
@@ -77,6 +101,8 @@ PARAMETERS = {
     "logprobs": ("logprobs", number(int)),
     "skip_special_tokens": ("skip_special_tokens", flag),
     "logit_bias": ("logit_bias", logit_bias),
+    "structured_outputs": ("grammar", grammar),
+    "guided_decoding": ("grammar", grammar),  # its name before vLLM 0.11
 }
 # How the engine is asked, not what for: not vLLM's.
 OPTIONS = {
@@ -94,8 +120,6 @@ NEUTRAL = {
     "spaces_between_special_tokens": (True,),
     "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
-    "guided_decoding": (),
-    "structured_outputs": (),
     "allowed_token_ids": (),
     "logits_processors": (),
     "lora_name": (),
@@ -112,6 +136,8 @@ def read(text: str) -> tuple[dict, dict]:
         raise RequestError("sampling_parameters", repr(values), "a JSON object")
     stated = {name: value for name, value in values.items() if value is not None}
     refuse(stated)
+    if stated.keys() >= {"structured_outputs", "guided_decoding"}:
+        raise RequestError("structured_outputs", "given beside guided_decoding", "one of the two")
     return DEFAULTS | translate(stated, PARAMETERS), translate(stated, OPTIONS)
 
 

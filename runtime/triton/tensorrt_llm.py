@@ -13,6 +13,7 @@ import itertools
 import numpy as np
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.grammar import Grammar
 from slipway.runtime.triton.exchange import Call, Inputs, Outputs, Part, read_text, text_tensor
 
 SYNONYMS = {
@@ -30,6 +31,13 @@ REFUSED = {
     "return_context_logits": ((False,), "the engine keeps no logits; return_log_probs gives log probabilities"),
     "return_generation_logits": ((False,), "the engine keeps no logits; return_log_probs gives log probabilities"),
     "return_perf_metrics": ((False,), "times are on /metrics"),
+}
+GUIDE = ("guided_decoding_guide_type", "guided_decoding_guide")
+GUIDES = {
+    "json": lambda _: Grammar.json_schema({}),
+    "json_schema": Grammar.json_schema,
+    "regex": Grammar.regex,
+    "ebnf_grammar": Grammar.ebnf,
 }
 PLAIN = ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "seed")
 
@@ -108,7 +116,7 @@ class Row:
         if "max_tokens" not in row:
             raise RequestError("max_tokens", "not given", "how many tokens to generate (request_output_len for ids)")
         self.prompt = self._prompt()
-        self.call = Call(self.prompt, self._plain() | self._shape() | self._end(tokenizer) | self._words(tokenizer))
+        self.call = Call(self.prompt, self._plain() | self._shape() | self._end(tokenizer) | self._words(tokenizer) | self._guide())
 
     def wants(self, name: str) -> bool:
         return name in self.row and bool(self.row[name][0])
@@ -166,6 +174,16 @@ class Row:
             "bad_words": read_words("bad_words", self.row) + read_word_list("bad_words_list", self.row),
             "logit_bias": {token: weight for token, weight in bias.items() if weight},
         }
+
+    def _guide(self) -> dict:
+        kind, guide = (read_text(name, self.row[name][0]) if name in self.row else "" for name in GUIDE)
+        if not kind and not guide:
+            return {}
+        if kind not in GUIDES:
+            raise RequestError(GUIDE[0], repr(kind), f"one of {', '.join(GUIDES)}")
+        if not guide and kind != "json":
+            raise RequestError(GUIDE[1], "not given", f"a text for {kind}")
+        return {"grammar": GUIDES[kind](guide)}
 
     def _bias_words(self) -> list[tuple[str, float]]:
         words = read_words("embedding_bias_words", self.row)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.grammar import Grammar
 from slipway.runtime.triton import sampling_parameters
 
 
@@ -26,6 +27,25 @@ def read(**values):
 )
 def test_translated(stated, ours):
     assert read(**stated) == {"max_tokens": 16, **ours}
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided_decoding"])
+@pytest.mark.parametrize(
+    ("stated", "grammar"),
+    [
+        ({"json": {"type": "integer"}, "backend": "xgrammar"}, Grammar.json_schema({"type": "integer"})),
+        ({"json": '{"type": "integer"}'}, Grammar.json_schema({"type": "integer"})),
+        ({"json_object": True, "disable_any_whitespace": True}, Grammar.json_schema({"type": "object"}, "")),
+        ({"json": {}, "whitespace_pattern": "[ ]"}, Grammar.json_schema({}, "[ ]")),
+        ({"regex": "a+", "json": None, "json_object": False, "disable_fallback": True}, Grammar.regex("a+")),
+        ({"choice": ["a", "b"]}, Grammar.choice(["a", "b"])),
+        ({"grammar": 'root ::= "a"'}, Grammar.ebnf('root ::= "a"')),
+        ({"backend": "guidance"}, None),
+    ],
+)
+def test_structured_outputs(name, stated, grammar):
+    """As an object, and as the JSON text of one that Triton's vLLM backend expects."""
+    assert read(**{name: stated})["grammar"] == read(**{name: json.dumps(stated)})["grammar"] == grammar
 
 
 def test_nothing_stated_is_what_vllm_does():
@@ -51,7 +71,13 @@ def test_options_go_to_submit():
         ({"stop_token_ids": 3}, "stop_token_ids: 3, expected a list of token ids"),
         ({"logit_bias": [1]}, "logit_bias: [1], expected an object"),
         ({"use_beam_search": True}, "use_beam_search: True"),
-        ({"guided_decoding": {"regex": "a"}}, "the engine does not do this"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs: regex, choice, expected one of json, "),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs: structural_tag, expected one of json, "),
+        ({"structured_outputs": "{"}, "not JSON"),
+        ({"structured_outputs": "[]"}, "structured_outputs: '[]', expected an object"),
+        ({"structured_outputs": {"choice": "a"}}, "a list of non-empty strings"),
+        ({"structured_outputs": {"regex": 3}}, "grammar: 3, expected text"),
+        ({"structured_outputs": {"regex": "a"}, "guided_decoding": {"regex": "a"}}, "given beside guided_decoding"),
         ({"lora_name": "x"}, "lora_name"),
     ],
 )

@@ -1,6 +1,7 @@
 """Both contracts on the real tritonserver, with the clients that people use."""
 
 import json
+import re
 import socket
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_tensorrt_llm_ids(server):
     assert response["cum_log_probs"][0, 0] == pytest.approx(response["output_log_probs"].sum(), rel=1e-4)
 
 
+def test_structured_outputs(server):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}}, "required": ["a", "b"]}
+    asked = {"structured_outputs": json.dumps({"json": schema | {"additionalProperties": False}}), "temperature": 0.5, "seed": 3, "max_tokens": 200}
+    answer = json.loads(complete(server, "demo", vllm_inputs(**asked)))
+    assert isinstance(answer["a"], int) and answer["b"] in ("x", "y")
+    inputs = {"text_input": [["x = "]], "max_tokens": [[20]], "guided_decoding_guide_type": [["regex"]], "guided_decoding_guide": [["[0-9]{3}!"]]}
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        assert re.fullmatch("[0-9]{3}!", complete(server, model, inputs | {"exclude_input_in_output": [[True]]}))
+
+
 def test_a_batch_gets_an_answer_a_row(server, greedy):
     inputs = {"text_input": [["def "], ["def "]], "max_tokens": [[24], [8]], "exclude_input_in_output": [[True], [True]]}
     with Stream(server, "ensemble", inputs) as stream:
@@ -121,6 +132,8 @@ STREAMED = {"text_input": "def ", "max_tokens": 24, "stream": True}
         ("demo", {"text_input": "a", "max_tokens": 0}, "max_tokens"),
         ("demo", {"text_input": "a", "sampling_parameters": "{"}, "not JSON"),
         ("demo", {"text_input": "a", "sampling_parameters": "[1]"}, "a JSON object"),
+        ("demo", {"text_input": "a", "sampling_parameters": json.dumps({"structured_outputs": {"regex": "(a"}})}, "unclosed group"),
+        ("ensemble", {"text_input": "a", "max_tokens": 1, "guided_decoding_guide_type": "poem"}, "guided_decoding_guide_type: 'poem'"),
         ("demo", {"text_input": "a", "use_beam_search": True}, "use_beam_search"),
         ("demo", {"text_input": "a", "stream": True, "exclude_input_in_output": False}, "exclude_input_in_output"),
         ("demo", {"text_input": "a " * 100_000}, ""),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.grammar import Grammar
 from slipway.runtime.triton.exchange import Part
 from slipway.runtime.triton.tensorrt_llm import TensorrtLlmExchange
 
@@ -76,6 +77,21 @@ def test_bad_words_and_biases():
     assert found["bad_words"] == [[5, 6], [7]] and found["logit_bias"] == {1: 0.5}
 
 
+@pytest.mark.parametrize(
+    ("inputs", "grammar"),
+    [
+        ({}, None),
+        ({"guided_decoding_guide_type": [b""], "guided_decoding_guide": [b""]}, None),
+        ({"guided_decoding_guide_type": [b"json"]}, Grammar.json_schema({})),
+        ({"guided_decoding_guide_type": [b"json_schema"], "guided_decoding_guide": [b'{"type": "null"}']}, Grammar.json_schema({"type": "null"})),
+        ({"guided_decoding_guide_type": [b"regex"], "guided_decoding_guide": [b"a+"]}, Grammar.regex("a+")),
+        ({"guided_decoding_guide_type": [b"ebnf_grammar"], "guided_decoding_guide": [b'root ::= "a"']}, Grammar.ebnf('root ::= "a"')),
+    ],
+)
+def test_guides(inputs, grammar):
+    assert params(text(**inputs)).get("grammar") == params(ids(**inputs)).get("grammar") == grammar
+
+
 def test_ids_are_cut_to_their_length():
     assert ids().calls[0].prompt == [1, 2]
 
@@ -92,6 +108,8 @@ def test_ids_are_cut_to_their_length():
         (lambda: exchange(text_input=[b"\xff"], max_tokens=[1]), "text_input: byte 0 is not UTF-8"),
         (lambda: exchange(input_ids=[1], input_lengths=[0], max_tokens=[1]), "input_lengths: 0, expected 1 to 1"),
         (lambda: text(stop_words_list=[[1, 2], [2, 1]]), "word ends [2, 1]"),
+        (lambda: text(guided_decoding_guide=[b"a"]), "guided_decoding_guide_type: '', expected one of json, json_schema"),
+        (lambda: text(guided_decoding_guide_type=[b"regex"]), "guided_decoding_guide: not given, expected a text for regex"),
         (lambda: text(embedding_bias_words=[b"a"]), "embedding_bias_weights: 0 weights, expected one for each of 1"),
     ],
 )

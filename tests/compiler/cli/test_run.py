@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from slipway.runtime.errors import EngineError
+from slipway.runtime.grammar import Grammar
 
 
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
@@ -40,6 +41,23 @@ def test_a_chat_prompt(cli, fake):
 def test_json(cli, fake):
     value = json.loads(cli("run", "engine", "hi", "--json").out)
     assert value == {"text": "Hello world", "token_ids": [0, 1, 2], "finish_reason": "stop", "metrics": {"ttft_s": 0.01}}
+
+
+def test_grammars_reach_the_engine(cli, fake, tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "integer"}')
+    cli("run", "engine", "x", "--json-schema", tmp_path / "schema.json")
+    cli("run", "engine", "x", "--regex", "a+")
+    assert fake.sampling == [{"grammar": Grammar.json_schema({"type": "integer"})}, {"grammar": Grammar.regex("a+")}]
+
+
+def test_grammars_that_are_none(cli, fake, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_bytes(b"{\xff")
+    assert cli("run", "engine", "x", "--json-schema", schema).err == f"{schema}: byte 1 is not UTF-8; expected text\n"
+    schema.write_text("{")
+    assert cli("run", "engine", "x", "--json-schema", schema).err.startswith("grammar: not JSON")
+    outcome = cli("run", "engine", "x", "--json-schema", schema, "--regex", "a")
+    assert outcome.code == 2 and "--json-schema and --regex exclude each other." in outcome.err
 
 
 def test_ctrl_c_cancels_the_request(cli, fake):
