@@ -98,9 +98,9 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int):
         self.vocabulary, self.vocab_size = vocabulary, vocab_size
-        self._native = None
+        self._native, self._special = None, {}
         self._kept: collections.OrderedDict[Grammar, object] = collections.OrderedDict()
-        self._lock = threading.Lock()  # over both
+        self._lock = threading.Lock()  # over all three
 
     def compile(self, grammar: Grammar):
         """slipway.runtime._native.Grammar. Raises RequestError."""
@@ -109,7 +109,7 @@ class GrammarCompiler:
                 self._kept.move_to_end(grammar)
                 return self._kept[grammar]
             self._native = self._native or self._start()
-        TRIAL.run(library(), self._special(), self.vocab_size, grammar.kind, grammar.text)
+        TRIAL.run(library(), self._special, self.vocab_size, grammar.kind, grammar.text)
         try:
             compiled = self._native.compile(grammar.kind, grammar.text)
         except ValueError as error:
@@ -120,15 +120,13 @@ class GrammarCompiler:
                 self._kept.popitem(last=False)
         return compiled
 
-    def _special(self) -> dict[int, str]:
-        flagged = zip(self.vocabulary.pieces, self.vocabulary.special, strict=True)
-        return {token: piece.decode("utf-8", "replace") for token, (piece, special) in enumerate(flagged) if special}
-
     def _start(self):
         from slipway.runtime import _native
 
         if not self.vocabulary.pieces:
             raise RequestError("grammar", "the engine has no tokenizer", "none")
+        flagged = enumerate(zip(self.vocabulary.pieces, self.vocabulary.special, strict=True))
+        self._special = {token: piece.decode("utf-8", "replace") for token, (piece, special) in flagged if special}
         return _native.GrammarCompiler(library(), self.vocabulary, self.vocab_size)
 
 

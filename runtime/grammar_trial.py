@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from slipway.runtime.errors import EngineError, RequestError
 
 SECONDS = 2  # of processor time
+PATIENCE_S = 30  # by the clock, on a machine that is busy or a process that is stopped
 STACK_BYTES = 4 << 20  # half of what a thread usually has
 MEMORY_BYTES = 2 << 30
 
@@ -55,6 +57,9 @@ class Trial:
         process = self._process
         try:
             print(question, file=process.stdin, flush=True)
+            if not comes(process.stdout, PATIENCE_S):
+                self.close()
+                return f"not compiled within {PATIENCE_S} s"
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
@@ -65,6 +70,13 @@ class Trial:
         return "too deep or too large to compile"
 
 
+def comes(stream, seconds: float) -> bool:
+    """Whether there is something to read, or the end, within the time."""
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def start() -> subprocess.Popen:
     python = sys.executable or shutil.which("python3")  # a host that embeds Python may not know its own
     if not python:
@@ -72,9 +84,7 @@ def start() -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [python, "-m", __name__]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
-    )  # fmt: skip
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
 def answer(library: str, special: list, vocab_size: int, kind: str, text: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import threading
 
 import pytest
@@ -9,8 +10,9 @@ from fake_model import EOS, VOCAB, Engine, params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slipway.runtime import engine as loaded
+from slipway.runtime import grammar_trial
 from slipway.runtime.errors import RequestError
-from slipway.runtime.grammar import KEPT, LONGEST, Grammar, GrammarCompiler
+from slipway.runtime.grammar import KEPT, LONGEST, Grammar, GrammarCompiler, library
 from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.vocabulary import Vocabulary
 from toy_engine import BEGIN
@@ -172,6 +174,21 @@ def test_a_grammar_that_would_end_the_process_is_refused(grammar, message):
     with pytest.raises(RequestError, match=message):
         COMPILER.compile(Grammar.ebnf(grammar))
     assert say((Grammar.regex("aab"), params()))[0][0] == "aab"
+
+
+def test_a_trial_that_stands_still_is_given_up(monkeypatch):
+    trial = grammar_trial.Trial()
+    monkeypatch.setattr(grammar_trial, "PATIENCE_S", 1)
+    trial.run(library(), {}, 256, "regex", "a")
+    trial._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(RequestError, match="not compiled within 1 s"):
+        trial.run(library(), {}, 256, "regex", "a")
+    monkeypatch.undo()
+    trial.run(library(), {}, 256, "regex", "a")
+    trial._process.kill()
+    trial._process.wait()
+    trial.run(library(), {}, 256, "regex", "a")
+    trial.close()
 
 
 def test_rules_as_deep_as_the_trial_allows():
