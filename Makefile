@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c .ci/constraints.txt
 
-.PHONY: demo test install benchmarks size clean
+.PHONY: demo test install benchmarks soak size clean
 
 demo: install            ## build the demo engine, serve it behind Triton, stream a completion
 	$(BIN)/python -m slipway.compiler.cli.demo
@@ -15,6 +15,10 @@ benchmarks: install      ## the machine's limits, the kernels, a whole engine
 	$(BIN)/python tests/benchmarks/bench_linear.py
 	$(BIN)/python tests/benchmarks/bench_attention.py
 	$(BIN)/python tests/benchmarks/bench_engine.py
+
+soak: install            ## 500 mixed requests in five minutes; fails if a KV block leaks
+	$(BIN)/slipway build demo-llama/cpu-int8 -o build/soak
+	$(BIN)/python tests/benchmarks/soak.py build/soak
 
 install: $(VENV)/installed
 
