@@ -16,7 +16,7 @@ from torch import Tensor
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "plugins"))
 
-from kernel_harness import aligned, compile_kernel, run_kernel  # noqa: E402
+from kernel_harness import compile_kernel, guarded, run_kernel  # noqa: E402
 from nodes import call_node  # noqa: E402
 
 from slipway.compiler.target import Target, host_isa  # noqa: E402
@@ -49,8 +49,7 @@ def repeated(weights: list[np.ndarray], total: int) -> np.ndarray:
     """[copies, bytes]: the weight again and again, `total` bytes or a little more, so that no call finds it in a cache."""
     size = -(-weights[0].nbytes // 4096) * 4096
     copies = -(-total // size)
-    memory = aligned(copies * size + 4096)
-    memory = memory[-memory.ctypes.data % 4096 :][: copies * size].reshape(copies, size)
+    memory = guarded(copies * size).reshape(copies, size)
     memory[:, : weights[0].nbytes] = weights[0]
     return memory
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from kernel_harness import aligned, make_batch, run_kernel
+from kernel_harness import guarded, make_batch, run_kernel
 from nodes import BF16, F32, call_node
 from torch.fx import Node
 
@@ -146,6 +146,6 @@ def new_cache(sequences: Sequences) -> torch.Tensor:
 
 
 def new_blocks(sequences: Sequences, kernel: Kernel, fill: int = 0) -> np.ndarray:
-    return aligned(sequences.num_blocks * kernel.kv_block_bytes, fill)
+    return guarded(sequences.num_blocks * kernel.kv_block_bytes, fill)
 
 
