@@ -140,7 +140,6 @@ def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
         if len(wanted) > 1:
             raise InternalError(f"{node.name} merges weights of different formats: {', '.join(map(str, wanted))}")
         node.meta["weight_format"] = wanted.pop()
-        node.meta["deterministic"] = recipe.runtime.deterministic
     return seen
 
 

@@ -12,13 +12,14 @@ from slipway.compiler.errors import UserError
 
 CHUNK_ELEMENTS = 1 << 18  # of W at a time: the working set of the search for scales stays in a core's L2
 CLIP_RATIOS = (1.0, 0.96, 0.92, 0.87, 0.82, 0.76)
+RUNG = 128  # multipliers count int8 steps a code in parts of this
 
 
 @dataclass(frozen=True)
 class WeightFormat:
     """How one weight is stored.
 
-    group_size: inputs that share a scale, or None: one scale an output (or none at all: bf16).
+    group_size: inputs that share a multiplier of their output's scale, or None: only the output's scale (or none at all: bf16).
     zero_point: codes count from a zero of their group, not from the middle of their range.
     """
 
@@ -32,24 +33,30 @@ class WeightFormat:
 
     @property
     def bits_per_weight(self) -> float:
-        """With group scales (f16) and zero points (u8); a scale an output is not counted."""
+        """With multipliers (16 bits) and zero points (8 bits); a scale an output is not counted."""
         return self.bits + (16 + 8 * self.zero_point) / self.group_size if self.group_size else self.bits
 
     def groups(self, columns: int) -> int:
-        """Scales in a row of K = `columns` weights; the last group may be short."""
+        """Groups in a row of K = `columns` weights; the last may be short."""
         return -(-columns // self.group_size) if self.group_size else 1
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """W[n, k] = (codes[n, k] - zero) * scales[n, group of k].
+    """int8: W[n, k] = (codes[n, k] - 128) * scales[n]. int4, with m and zero those of n and the group of k:
 
-    codes u8 [N, K]. scales [N, groups], f32 for int8 and f16 for int4. zeros u8 [N, groups], or None: zero = 2^(bits - 1).
+        W[n, k] = (round(codes[n, k] * m / 128) - round(zero * m / 128)) * scales[n]
+
+    halves rounded up: a group's codes are the rungs of a ladder of int8 values, so that an int4 linear is computed as an int8 one
+    and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them.
+
+    codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], None for int8; zeros u8 [N, groups], None: zero = 8.
     """
 
     format: WeightFormat
     codes: Tensor
     scales: Tensor
+    multipliers: Tensor | None
     zeros: Tensor | None
 
 
@@ -73,34 +80,41 @@ def parse(name: str, group_size: int | None = None, zero_point: bool = False) ->
 
 
 def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
-    """W[N, K], any float type, to the nearest codes; int4 scales are those of least squared error among a few.
+    """W[N, K], any float type, to the nearest codes; int4 groups have the scales of least squared error among a few.
 
-    Raises UserError if a weight is NaN, infinite or too large for its scale's type.
+    Raises UserError if a weight is NaN, infinite or too large.
     """
     n, k = weight.shape
-    codes = torch.empty(n, k, dtype=torch.uint8)
-    scales = torch.empty(n, fmt.groups(k), dtype=torch.float32 if fmt == INT8 else torch.float16)
+    grouped = fmt.group_size is not None
+    codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(n)
+    multipliers = torch.empty(n, fmt.groups(k), dtype=torch.int16) if grouped else None
     zeros = torch.empty(n, fmt.groups(k), dtype=torch.uint8) if fmt.zero_point else None
     for rows, values in _row_chunks(weight):
         groups = _grouped(values, fmt)
-        scale, zero, code = _ENCODERS[fmt.name, fmt.zero_point](groups)
+        scale, multiplier, zero, code = _encode_int4(groups, fmt.zero_point) if grouped else _encode_int8(groups)
         if not scale.isfinite().all():
-            bad = rows.start + int((~scale.isfinite()).any(-1).nonzero()[0])
+            bad = rows.start + int((~scale.isfinite()).nonzero()[0])
             raise UserError(f"weight of shape {n} x {k}", f"row {bad} holds NaN, infinity or a value too large for {fmt}")
         codes[rows] = code.flatten(1)[:, :k]
         scales[rows] = scale
+        if grouped:
+            multipliers[rows] = multiplier
         if zeros is not None:
             zeros[rows] = zero
-    return Quantized(fmt, codes, scales, zeros)
+    return Quantized(fmt, codes, scales, multipliers, zeros)
 
 
 def dequantize(quantized: Quantized) -> Tensor:
     """float32 W[N, K]."""
     fmt, (n, k) = quantized.format, quantized.codes.shape
+    if fmt.group_size is None:
+        return (quantized.codes.float() - 128) * quantized.scales[:, None]
     weight = torch.empty(n, k)
     for rows, codes in _row_chunks(quantized.codes):
-        zero = 2.0 ** (fmt.bits - 1) if quantized.zeros is None else quantized.zeros[rows, :, None].float()
-        weight[rows] = ((_grouped(codes, fmt) - zero) * quantized.scales[rows, :, None].float()).flatten(1)[:, :k]
+        multiplier = quantized.multipliers[rows, :, None]
+        zero = 8 if quantized.zeros is None else quantized.zeros[rows, :, None]
+        steps = _rung(_grouped(codes, fmt), multiplier) - _rung(zero, multiplier)
+        weight[rows] = (steps * quantized.scales[rows, None, None]).flatten(1)[:, :k]
     return weight
 
 
@@ -125,51 +139,56 @@ def _grouped(values: Tensor, fmt: WeightFormat) -> Tensor:
     return padded.view(rows, groups, -1)
 
 
-Encoded = tuple[Tensor, Tensor | None, Tensor]  # scales [rows, groups], zeros or None, codes [rows, groups, size]
+def _rung(code: Tensor | int, multiplier: Tensor) -> Tensor:
+    return (code * multiplier.float() / RUNG + 0.5).floor()
+
+
+# scales [rows], multipliers [rows, groups] or None, zeros [rows, groups] or None, codes [rows, groups, size]
+Encoded = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
 
 
 def _encode_int8(groups: Tensor) -> Encoded:
-    scale = groups.abs().amax(-1) / 127
-    return scale, None, (groups * _inverse(scale)).round_().add_(128)
+    scale = groups.abs().amax((1, 2)) / 127
+    return scale, None, None, (groups * _inverse(scale)[:, None]).round_().add_(128)
 
 
-def _encode_int4(groups: Tensor) -> Encoded:
-    """Codes are -8 .. 7: the scale's sign is such that the group's largest weight takes the longer side."""
+def _encode_int4(groups: Tensor, zero_point: bool) -> Encoded:
+    """Without a zero point codes are -8 .. 7, and the scale's sign is such that the group's largest weight takes the longer side."""
     low, high = groups.aminmax(dim=-1)
-    largest = torch.where(-low > high, low, high)
-    return _least_error(groups, largest / -8, lambda scale: torch.tensor(8.0))
+    if zero_point:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        step = _least_error(groups, (high - low) / 15, lambda step: _zero_point(low, step))
+        zero = _zero_point(low, step)
+    else:
+        zero = torch.full_like(low, 8)
+        step = _least_error(groups, torch.where(-low > high, low, high) / -8, lambda step: zero)
+    int8_steps = (127 / torch.maximum(zero, 15 - zero)).floor()  # that a code may be: its group's rungs stay within 127
+    scale = (step.abs() / int8_steps).amax(-1)
+    multiplier = (step * _inverse(scale) * RUNG).round_()
+    return scale, multiplier, zero, _codes(groups, multiplier * (scale / RUNG)[:, None], zero)
 
 
-def _encode_int4_from_zero(groups: Tensor) -> Encoded:
-    low, high = groups.aminmax(dim=-1)
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    return _least_error(groups, (high - low) / 15, lambda scale: (-low * _inverse(scale)[..., 0]).round_().clamp_(0, 15))
+def _zero_point(low: Tensor, step: Tensor) -> Tensor:
+    return (-low * _inverse(step)[..., 0]).round_().clamp_(0, 15)
 
 
-def _least_error(groups: Tensor, scale: Tensor, zero_of: Callable[[Tensor], Tensor]) -> Encoded:
-    """The best of `scale` times each clip ratio; zero_of(scale) is the zero point that goes with a scale."""
-    best_error, best_scale = torch.full_like(scale, torch.inf), scale.half()
+def _least_error(groups: Tensor, step: Tensor, zero_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The best of `step` times each clip ratio; zero_of(step) is the zero point that goes with it."""
+    best_error, best_step = torch.full_like(step, torch.inf), step
     for ratio in CLIP_RATIOS:
-        candidate = (scale * ratio).half()
-        zero = zero_of(candidate).unsqueeze(-1)
-        codes = (groups * _inverse(candidate)).round_().add_(zero).clamp_(0, 15)
-        off = codes.sub_(zero).mul_(candidate.float().unsqueeze(-1)).sub_(groups)
+        candidate = step * ratio
+        zero = zero_of(candidate)
+        off = _codes(groups, candidate, zero).sub_(zero.unsqueeze(-1)).mul_(candidate.unsqueeze(-1)).sub_(groups)
         error = torch.linalg.vecdot(off, off)
         better = error < best_error
-        best_error, best_scale = torch.where(better, error, best_error), torch.where(better, candidate, best_scale)
-    zero = zero_of(best_scale)
-    codes = (groups * _inverse(best_scale)).round_().add_(zero.unsqueeze(-1)).clamp_(0, 15)
-    return best_scale, zero, codes
+        best_error, best_step = torch.where(better, error, best_error), torch.where(better, candidate, best_step)
+    return best_step
+
+
+def _codes(groups: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    return (groups * _inverse(step)).round_().add_(zero.unsqueeze(-1)).clamp_(0, 15)
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale with a last dimension to broadcast over; 0 for the scale of an all-zero group."""
-    scale = scale.float()
+    """1 / scale with a last dimension to broadcast over; 0 for the scale of zeros alone."""
     return torch.where(scale == 0, 0.0, 1 / scale).unsqueeze(-1)
-
-
-_ENCODERS = {
-    ("int8", False): _encode_int8,
-    ("int4", False): _encode_int4,
-    ("int4", True): _encode_int4_from_zero,
-}

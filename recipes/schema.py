@@ -162,7 +162,7 @@ class Limits(Section):
 
 class Runtime(Section):
     deterministic: bool = False
-    """A request's tokens do not depend, bit for bit, on what else runs; costs some speed."""
+    """A request's tokens do not depend, bit for bit, on what else runs. On cpu that costs nothing: its kernels never do."""
 
 
 class Sampling(Section):

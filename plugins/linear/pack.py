@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from slipway.quantization.formats import BF16, INT8, WeightFormat, quantize
+from slipway.quantization.formats import BF16, INT8, Quantized, WeightFormat, quantize
 
 PANEL = 32  # columns of a panel: two tiles
 CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
@@ -30,7 +30,7 @@ def num_panels(outputs: int, gated: bool) -> int:
 
 def packed_bytes(outputs: int, inputs: int, fmt: WeightFormat, gated: bool = False) -> int:
     blocks = -(-inputs // block_k(fmt)) * block_bytes(fmt)
-    return num_panels(outputs, gated) * (blocks + (4 * PANEL if fmt == INT8 else 0))
+    return num_panels(outputs, gated) * (blocks + (0 if fmt == BF16 else 4 * PANEL))
 
 
 def pack_linear(*weights: Tensor, fmt: WeightFormat) -> np.ndarray:
@@ -41,12 +41,10 @@ def pack_linear(*weights: Tensor, fmt: WeightFormat) -> np.ndarray:
     for rows in _panel_rows(weights):
         if fmt == BF16:
             part = _bf16_panels(rows)
-        elif fmt == INT8:
-            quantized = quantize(rows, fmt)
-            part = _int8_panels(quantized.codes)
-            scales.append(quantized.scales)
         else:
-            part = _int4_panels(rows, fmt)
+            quantized = quantize(rows, fmt)
+            part = _int4_panels(quantized, rows.shape[1]) if fmt.group_size else _int8_panels(quantized.codes)
+            scales.append(quantized.scales)
         flat = part.contiguous().view(torch.uint8).flatten().numpy()
         panels[: flat.size], panels = flat, panels[flat.size :]
     if scales:
@@ -81,14 +79,14 @@ def _int8_panels(codes: Tensor) -> Tensor:
     return codes.view(len(codes) // 32, 2, 16, -1, 16, 4).permute(0, 3, 1, 4, 2, 5)
 
 
-def _int4_panels(rows: Tensor, fmt: WeightFormat) -> Tensor:
-    """[N, K] -> [N/32][groups]{scale f16[32]; zero u8[32], 32 spare; [quad][n 16][4], column 16 + n in the high nibble}."""
-    quantized = quantize(rows, fmt)
-    panels, groups, size = len(rows) // 32, fmt.groups(rows.shape[1]), fmt.group_size
-    codes = pad(quantized.codes, (0, groups * size - rows.shape[1])).view(panels, 2, 16, groups, size // 4, 4)
-    both = (codes[:, 0] | codes[:, 1] << 4).permute(0, 2, 3, 1, 4).reshape(panels, groups, -1)
-    scales = quantized.scales.view(panels, 32, groups).transpose(1, 2).contiguous().view(torch.uint8)
+def _int4_panels(quantized: Quantized, inputs: int) -> Tensor:
+    """[N, K] -> [N/32][groups]{multiplier i16[32]; zero u8[32], 32 spare; [quad][n 16][k 1 0 3 2], column 16 + n in the high nibble}."""
+    fmt = quantized.format
+    panels, groups, size = len(quantized.codes) // 32, fmt.groups(inputs), fmt.group_size
+    codes = pad(quantized.codes, (0, groups * size - inputs)).view(panels, 2, 16, groups, size // 4, 2, 2).flip(-1)
+    both = (codes[:, 0] | codes[:, 1] << 4).permute(0, 2, 3, 1, 4, 5).reshape(panels, groups, -1)
+    multipliers = quantized.multipliers.view(panels, 32, groups).transpose(1, 2).contiguous().view(torch.uint8)
     if not fmt.zero_point:
-        return torch.cat([scales, both], -1)
+        return torch.cat([multipliers, both], -1)
     zeros = quantized.zeros.view(panels, 32, groups).transpose(1, 2)
-    return torch.cat([scales, zeros, torch.zeros_like(zeros), both], -1)
+    return torch.cat([multipliers, zeros, torch.zeros_like(zeros), both], -1)

@@ -50,7 +50,7 @@ class Problem:
             return 2 * columns
         if self.fmt == BF16 or not self.target.has_avx512:
             return 4 * columns
-        return 128 * -(-columns // 64) + 4 + 4 * (self.fmt.groups(columns) if self.fmt.group_size else 2)
+        return 128 * -(-columns // 64) + 3 * 4
 
     @property
     def private_bytes(self) -> int:
@@ -58,13 +58,14 @@ class Problem:
 
     @property
     def local_bytes(self) -> int:
-        """Scratch of a thread: rows it packs for itself; on AMX also sums and decoded weights of the many-row kernel."""
+        """Scratch of a thread: rows it packs for itself; on AMX also sums and spread int4 weights of the many-row kernel."""
         if self.target.isa != "amx":
             return self.private_bytes
-        steps = -(-self.inputs // (64 if self.fmt.bits == 8 else 32))
+        columns = -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
+        steps = -(-columns // (32 if self.fmt == BF16 else 64))
         tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
         sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)
-        return self.private_bytes + sums + 2048 * min(steps, 128) + 8192
+        return self.private_bytes + sums + 2048 * min(steps, 128)
 
 
 class LinearPlugin:
@@ -92,11 +93,11 @@ class LinearPlugin:
         x, *weights = node.args[: 3 if gated else 2]
         bias = None if gated or len(node.args) < 3 else node.args[2]
         outputs, inputs = weights[0].meta["val"].shape
-        fmt, deterministic = node.meta.get("weight_format", BF16), node.meta.get("deterministic", False)
+        fmt = node.meta.get("weight_format", BF16)
         problem = Problem(outputs, inputs, fmt, gated, target)
         source, dtype = x.meta["storage"], node.meta["storage"]
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("deterministic", deterministic)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -110,7 +111,6 @@ class LinearPlugin:
                 Out=CPP_TYPES[dtype],
                 activation=f"act::{activation}" if gated else "linear::None",
                 biased=bias is not None,
-                deterministic=deterministic,
                 private_bytes=problem.private_bytes,
                 local_bytes=problem.local_bytes,
             ),

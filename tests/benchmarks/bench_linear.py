@@ -33,14 +33,14 @@ SHAPES = {  # name: inputs, outputs, gated
 }
 
 
-def lower(shape: str, fmt: WeightFormat, target: Target, deterministic: bool) -> tuple[Kernel, list[np.ndarray], int, int]:
+def lower(shape: str, fmt: WeightFormat, target: Target) -> tuple[Kernel, list[np.ndarray], int, int]:
     inputs, outputs, gated = SHAPES[shape]
     wide = shape in ("o", "down", "head")
     weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     op, weights = (torch.ops.slipway.gated_linear, [weight, weight, "silu"]) if gated else (torch.ops.aten.linear, [weight])
     node = call_node(op.default, torch.zeros(1, inputs).bfloat16().float(), *weights, storage=torch.float32 if wide else torch.bfloat16)
     node.args[0].meta["storage"] = torch.bfloat16
-    node.meta.update(weight_format=fmt, deterministic=deterministic)
+    node.meta.update(weight_format=fmt)
     kernel = PLUGIN.lower(node, target)
     return kernel, [w.pack(*(n.meta["val"] for n in w.nodes)) for w in kernel.weights], inputs, outputs
 
@@ -78,13 +78,12 @@ def measure(kernel: Kernel, lib, memory: np.ndarray, x: Tensor, outputs: int, th
 @click.option("--isa", default=host_isa, help="avx2, avx512 or amx; default: the strongest here")
 @click.option("--megabytes", default=600, show_default=True, help="of weights to go through, more than any cache holds")
 @click.option("--repeats", default=3, show_default=True)
-@click.option("--deterministic", is_flag=True)
-def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes: int, repeats: int, deterministic: bool) -> None:
+def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes: int, repeats: int) -> None:
     target, by_name = Target("cpu", isa), {str(f): f for f in FORMATS}
     click.echo(f"{'shape':10}{'format':10}{'rows':>6}{'ms':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}")
     for shape in shapes.split(","):
         for fmt in formats.split(","):
-            kernel, weights, inputs, outputs = lower(shape, by_name[fmt], target, deterministic)
+            kernel, weights, inputs, outputs = lower(shape, by_name[fmt], target)
             lib, memory = compile_kernel(kernel.source, target), repeated(weights, megabytes << 20)
             for count in map(int, rows.split(",")):
                 copies = memory[: max(4, len(memory) // max(1, count // 16))]

@@ -5,9 +5,8 @@
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
 
-// first_rows, second_rows: of A and C tiles; a tile with few rows loads only those. a_bytes: of k in a row of A, 64 except
-// for int4 in groups of 32.
-inline void configure_tiles(int64_t first_rows = 16, int64_t second_rows = 16, int a_bytes = 64) {
+// first_rows, second_rows: of A and C tiles; a tile with few rows loads only those.
+inline void configure_tiles(int64_t first_rows = 16, int64_t second_rows = 16) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t column_bytes[16] = {};
@@ -15,9 +14,8 @@ inline void configure_tiles(int64_t first_rows = 16, int64_t second_rows = 16, i
   } config;
   const uint8_t a_rows[2] = {static_cast<uint8_t>(first_rows), static_cast<uint8_t>(second_rows)};
   for (int tile = 0; tile < 8; ++tile) {
-    const bool is_a = tile == 4 || tile == 5;
-    config.column_bytes[tile] = is_a ? static_cast<uint16_t>(a_bytes) : 64;
-    config.rows[tile] = tile < 4 ? a_rows[tile / 2] : is_a ? a_rows[tile - 4] : static_cast<uint8_t>(a_bytes / 4);
+    config.column_bytes[tile] = 64;
+    config.rows[tile] = tile < 4 ? a_rows[tile / 2] : tile < 6 ? a_rows[tile - 4] : 16;
   }
   asm volatile("" ::: "memory");  // gcc 12 may otherwise drop the stores that fill the configuration
   _tile_loadconfig(&config);
@@ -75,21 +73,23 @@ void store_sums(std::byte* c) {
   }
 }
 
-// One k step. a1: the second row tile, used if row_tiles is 2; b: two column tiles, `b_stride` bytes apart. fetch(column tile)
-// asks for memory that later steps need; in two parts, since a burst of requests holds up the loads behind it.
-template <class Weights, int row_tiles, int b_stride = 1024, class Fetch>
-void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b, Fetch fetch) {
-  fetch(0);
+// One k step. a1: the second row tile, used if row_tiles is 2; b: two column tiles. After each of the 2 * row_tiles products it
+// calls aside(its index): the matrix unit works beside the others only if their work comes in small portions.
+template <class Weights, int row_tiles, class Aside>
+void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b, Aside aside) {
   _tile_loadd(6, b, 64);
   _tile_loadd(4, a0, 64);
   multiply_00<Weights>();
-  fetch(1);
-  _tile_loadd(7, b + b_stride, 64);
+  aside(0);
+  _tile_loadd(7, b + 1024, 64);
   multiply_01<Weights>();
+  aside(1);
   if constexpr (row_tiles == 2) {
     _tile_loadd(5, a1, 64);
     multiply_10<Weights>();
+    aside(2);
     multiply_11<Weights>();
+    aside(3);
   }
 }
 
@@ -100,12 +100,12 @@ using TileRows = std::conditional_t<P::Weights::integer, FixedRows<P>, Bf16Rows<
 template <class P, class Rows>
 void finish_row(const Call& call, const Rows& rows, int64_t row, const std::byte* sums, int64_t panel, const Output<P>& output) {
   if constexpr (Rows::planes == 2) {
-    const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + panel * 32;
-    const auto finished = [&](int column) {
-      return finish_int8(rows, row, _mm512_load_si512(sums + column), _mm512_load_si512(sums + sums_row_bytes + column),
-                         load(scales + column / 4));
+    const float* scales = P::scales(call, panel);
+    const auto half = [&](int column) {
+      return finished(rows, row, _mm512_load_si512(sums + column), _mm512_load_si512(sums + sums_row_bytes + column),
+                      load(scales + column / 4));
     };
-    output(row, panel, finished(0), finished(64));
+    output(row, panel, half(0), half(64));
   } else {
     const float* values = reinterpret_cast<const float*>(sums);
     output(row, panel, load(values), load(values + 16));

@@ -1,8 +1,7 @@
 // Many rows on AMX: a block of packed rows stays in L2 while panels pass; sums between k blocks live in float32 or int32.
 #pragma once
-#include <array>
-
 #include "linear/host/amx.hpp"
+#include "linear/host/ladder.hpp"
 
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
@@ -17,64 +16,25 @@ struct StoredPanels {
   }
 };
 
-// One k block of an int4 panel, decoded to bf16 B tiles in this thread's scratch.
+// k steps of an int4 panel, spread to int8 B tiles in this thread's scratch.
 template <class P>
-struct DecodedPanels {
-  using Weights = typename P::Weights;
-  static constexpr int64_t step_bytes = Weights::block_bytes * 32 / Weights::block_k;
-  static constexpr int steps_per_block = Weights::block_k / 32;
+struct SpreadPanels {
+  static constexpr int64_t step_bytes = P::Weights::block_bytes * 64 / P::Weights::block_k;
   std::byte* buffer;
-  explicit DecodedPanels(std::byte* scratch) : buffer(scratch) {}
-
-  // step and steps: whole groups, except that the last group may reach beyond.
+  explicit SpreadPanels(std::byte* scratch) : buffer(scratch) {}
   const std::byte* tiles(const Call& call, int64_t panel, int64_t step, int64_t steps) const {
-    const std::byte* block = P::panel(call, panel) + step / steps_per_block * Weights::block_bytes;
-    for (int64_t done = 0; done < steps; done += steps_per_block, block += Weights::block_bytes) {
-      decode(block, buffer + done * 2048);
-    }
-    asm volatile("" ::: "memory");
+    const Ahead<P> ahead{P::panel(call, panel), P::panel(call, panel)};
+    for (int64_t done = 0; done < steps; ++done) Spread<P>(ahead, step + done, buffer + done * 2048).to(16);
     return buffer;
-  }
-
-  static void decode(const std::byte* block, std::byte* to) {
-    const GroupHeader<Weights> header(block);
-    for (int tile = 0; tile < 2; ++tile) {
-      const f32x16 scale = header.scale[tile];
-      const f32x16 zero = Weights::has_zeros ? to_float(header.zero[tile]) : f32x16::splat(Weights::common_zero);
-      const f32x16 shift = f32x16::splat(0) - zero * scale;
-      for (int quad = 0; quad < Weights::block_k / 4; ++quad) {
-        const __m512i codes = _mm512_load_si512(block + Weights::header_bytes + quad * 64);
-        const __m512i nibbles = tile ? _mm512_srli_epi32(codes, 4) : codes;
-        std::byte* row = to + quad / 8 * 2048 + tile * 1024 + quad % 8 * 128;
-        _mm512_store_si512(row, pair<0>(nibbles, scale, shift));
-        _mm512_store_si512(row + 64, pair<16>(nibbles, scale, shift));
-      }
-    }
-  }
-
-  // Two neighbouring inputs of 16 columns, the nibbles at bits `bit` and bit + 8 of each lane, as pairs of bf16.
-  template <int bit>
-  static __m512i pair(__m512i nibbles, f32x16 scale, f32x16 shift) {
-    const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const auto weight = [&](int at) {
-      const f32x16 code{_mm512_permutexvar_ps(_mm512_srli_epi32(nibbles, at), values)};
-      return fma(code, scale, shift);
-    };
-    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(weight(bit + 8).v, weight(bit).v));
-    alignas(64) static constexpr auto order = [] {
-      std::array<uint16_t, 32> index{};
-      for (uint16_t i = 0; i < 32; ++i) index[i] = static_cast<uint16_t>(i / 2 + i % 2 * 16);
-      return index;
-    }();
-    return _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), halves);
   }
 };
 
 // Rows and panels are cut so that a block of packed rows stays in half of a core's L2; inputs are cut too, and panels taken
 // in groups, where whole rows of that block would be too long.
-template <class P, class Rows, class Panels>
+template <class P>
 class BlockedLinear {
-  using TileWeights = std::conditional_t<std::is_same_v<Rows, Bf16Rows<P>>, Bf16, typename P::Weights>;
+  using Rows = TileRows<P>;
+  using Panels = std::conditional_t<P::Weights::grouped, SpreadPanels<P>, StoredPanels<P>>;
   static constexpr int64_t cut_steps = 16, cut_panels = 8, most_whole_steps = 128;
   static constexpr int64_t most_tiles = std::clamp<int64_t>(row_block_bytes / (1024 * Rows::k_steps) / 2 * 2, 32, 64);
   static constexpr bool fits = most_tiles * Rows::k_steps * 1024 <= row_block_bytes;  // a full block of whole rows
@@ -82,10 +42,10 @@ class BlockedLinear {
   static constexpr int64_t inner_steps = 8;  // B tiles of so many k steps stay in L1 while row tiles pass
   static constexpr int64_t sums_panel_bytes = most_tiles * sums_tile_bytes;
   static constexpr int64_t sums_bytes = sums_panel_bytes * (fits ? 1 : cut_panels);
-  static constexpr int64_t decoded_bytes = std::min(Rows::k_steps, most_whole_steps) * 2048 + 8192;
+  static constexpr int64_t spread_bytes = std::min(Rows::k_steps, most_whole_steps) * 2048;
 
  public:
-  static constexpr int64_t scratch_bytes = sums_bytes + decoded_bytes;
+  static constexpr int64_t scratch_bytes = sums_bytes + spread_bytes;
 
   static void run(const Call& call, std::byte* scratch, const float* bias) {
     BlockedLinear{call, scratch, bias}.run();
@@ -154,10 +114,10 @@ class BlockedLinear {
       load_sums<row_tiles>(c);
     }
     for (int64_t step = 0; step < steps; ++step) {
-      const auto fetch = [&](int tile) {
-        for (int64_t line = tile; line < lines; line += 2, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+      const auto fetch = [&](int product) {
+        for (int64_t line = product; line < lines; line += 2 * row_tiles, next += 64) _mm_prefetch(next, _MM_HINT_T1);
       };
-      multiply_step<TileWeights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048, fetch);
+      multiply_step<typename P::Weights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, b + step * 2048, fetch);
     }
     store_sums<row_tiles>(c);
   }

@@ -1,28 +1,76 @@
 // Few rows on AMX: each panel streams through once, at the speed of memory.
 #pragma once
 #include "linear/host/amx.hpp"
+#include "linear/host/ladder.hpp"
 
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
 
+// The B tiles of a panel's k steps, where they lie in the weights. In each pass over a step, of `passes`, a part of a later one
+// is asked for.
+template <class P, int passes>
+class StoredSteps {
+ public:
+  void enter(const Ahead<P>& ahead) { ahead_ = ahead; }
+  const std::byte* tiles(int64_t step) const { return ahead_.panel + step * 2048; }
+
+  auto aside(int64_t step, int pass) const {
+    return [next = ahead_.block(step), line = pass * 32 / passes, count = (pass + 1) * 32 / passes - pass * 32 / passes](int product, int products) {
+      for (int i = count * product / products; i < count * (product + 1) / products; ++i) prefetch_line(next + (line + i) * 64);
+    };
+  }
+
+ private:
+  Ahead<P> ahead_{};
+};
+
+// Those of int4, spread some steps before they are multiplied, across the seam between panels too.
+template <class P, int passes>
+class SpreadSteps {
+ public:
+  void enter(const Ahead<P>& ahead) {
+    ahead_ = ahead;
+    first_ += steps;
+    if (first_ > 0) return;
+    for (int64_t step = 0; step < lead; ++step) Spread<P>(ahead_, step, slot(step)).to(16);
+  }
+  const std::byte* tiles(int64_t step) { return slot(step); }
+
+  auto aside(int64_t step, int pass) {
+    const int64_t later = step + lead;
+    const bool seam = later >= steps;
+    const Ahead<P> ahead = seam ? Ahead<P>{ahead_.following, ahead_.following} : ahead_;
+    const int from = pass * 16 / passes, count = (pass + 1) * 16 / passes - from;
+    return [from, count, spread = Spread<P>(ahead, seam ? later - steps : later, slot(later), from)](int product, int products) mutable {
+      spread.to(from + count * (product + 1) / products);
+    };
+  }
+
+ private:
+  static constexpr int64_t kept = 8, steps = FixedRows<P>::k_steps, lead = std::min(steps, kept / 2);
+  std::byte* slot(int64_t step) { return ring_ + (first_ + step) % kept * 2048; }
+
+  Ahead<P> ahead_{};
+  int64_t first_ = -steps;  // k steps before this panel
+  alignas(64) std::byte ring_[kept * 2048];
+};
+
 // One or two A tiles of rows keep their sums in tile registers over a whole panel. More pass in pairs over a short run of k
-// steps, which stays in L1. Sums become outputs a few rows a step, during the run after theirs: all at once, they would leave
+// steps, which stays in L1. Sums become outputs a few rows at a time, during the run after theirs: all at once, they would leave
 // memory idle for a fifth of the time.
-template <class P>
+template <class P, int passes>
 class StreamedLinear {
   using Rows = TileRows<P>;
-  static constexpr int64_t rows_per_tile = 16 / Rows::planes, short_run = 4;
+  using Steps = std::conditional_t<P::Weights::grouped, SpreadSteps<P, passes>, StoredSteps<P, passes>>;
+  static constexpr int64_t rows_per_tile = 16 / Rows::planes, run_steps = passes == 1 ? Rows::k_steps : std::min<int64_t>(4, Rows::k_steps);
+  static constexpr int64_t rows_at_once = ceil_div(2 * rows_per_tile, 4 * run_steps);
 
  public:
-  static constexpr int64_t max_tiles = 5, max_rows = max_tiles * rows_per_tile;  // from here on BlockedLinear is as fast
-
   static void run(const Call& call, const float* bias) { StreamedLinear{call, bias}.run(); }
 
  private:
   StreamedLinear(const Call& call, const float* bias)
-      : call_(call), tiles_(ceil_div(call.rows, rows_per_tile)), run_(tiles_ <= 2 ? P::blocks : short_run),
-        rows_a_step_(ceil_div(2 * rows_per_tile, std::min<int64_t>(run_, P::blocks))), stream_(begin(call)),
-        rows_(pack_rows<P, Rows>(call)), output_(call, bias) {}
+      : call_(call), tiles_(ceil_div(call.rows, rows_per_tile)), stream_(begin(call)), rows_(pack_rows<P, Rows>(call)), output_(call, bias) {}
 
   // Weights are on their way while rows are packed.
   static Stream<panel_chunk<P>> begin(const Call& call) {
@@ -35,31 +83,32 @@ class StreamedLinear {
 
   void run() {
     stream_.each([&](int64_t panel, int64_t following) {
-      const Ahead<P> ahead{P::panel(call_, panel), P::panel(call_, following)};
-      for (int64_t step = 0; step < P::blocks; step += run_) {
-        const int64_t end = std::min<int64_t>(step + run_, P::blocks);
-        const auto fetch = [&](int64_t block, int column_tile) { prefetch<1024>(ahead.block(block) + column_tile * 1024); };
-        tiles_ > 1 ? multiply<2>(panel, 0, step, end, fetch) : multiply<1>(panel, 0, step, end, fetch);
-        for (int64_t tile = 2; tile < tiles_; tile += 2)
-          tile + 1 < tiles_ ? multiply<2>(panel, tile, step, end, [](int64_t, int) {}) : multiply<1>(panel, tile, step, end, [](int64_t, int) {});
+      steps_.enter({P::panel(call_, panel), P::panel(call_, following)});
+      for (int64_t step = 0; step < Rows::k_steps; step += run_steps) {
+        const int64_t end = std::min(step + run_steps, Rows::k_steps);
+        for (int pass = 0; pass < passes; ++pass)
+          pass * 2 + 1 < tiles_ ? multiply<2>(panel, pass, step, end) : multiply<1>(panel, pass, step, end);
       }
     });
     finish(call_.rows);
   }
 
-  // k steps [step, end) of one panel for A tiles from `tile` on.
-  template <int row_tiles, class Fetch>
-  void multiply(int64_t panel, int64_t tile, int64_t step, int64_t end, Fetch fetch) {
+  // k steps [step, end) of one panel for one or two A tiles.
+  template <int row_tiles>
+  void multiply(int64_t panel, int pass, int64_t step, int64_t end) {
+    const int64_t tile = 2 * pass;
     std::byte* sums = sums_ + tile * sums_tile_bytes;
     step == 0 ? clear_sums<row_tiles>() : load_sums<row_tiles>(sums);
     for (const std::byte *a = rows_.tiles + tile * Rows::tile_row_bytes; step < end; ++step) {
-      multiply_step<typename P::Weights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024,
-                                                    P::panel(call_, panel) + step * 2048,
-                                                    [&](int column_tile) { fetch(step, column_tile); });
-      finish(rows_a_step_);
+      auto aside = steps_.aside(step, pass);
+      multiply_step<typename P::Weights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, steps_.tiles(step),
+                                                    [&](int product) {
+                                                      aside(product, 2 * row_tiles);
+                                                      finish(rows_at_once * 2 / row_tiles);
+                                                    });
     }
     store_sums<row_tiles>(sums);
-    if (end == P::blocks) {
+    if (end == Rows::k_steps) {
       finish(call_.rows);
       finished_panel_ = panel, next_row_ = tile * rows_per_tile;
       end_row_ = std::min<int64_t>(next_row_ + row_tiles * rows_per_tile, call_.rows);
@@ -72,13 +121,27 @@ class StreamedLinear {
   }
 
   const Call& call_;
-  const int64_t tiles_, run_, rows_a_step_;
+  const int64_t tiles_;
   Stream<panel_chunk<P>> stream_;
+  Steps steps_;
   const Rows rows_;
   const Output<P> output_;
   int64_t finished_panel_ = 0, next_row_ = 0, end_row_ = 0;  // rows whose sums are not yet outputs
-  alignas(64) std::byte sums_[max_tiles * sums_tile_bytes];
+  alignas(64) std::byte sums_[2 * passes * sums_tile_bytes];
 };
+
+// From these rows on BlockedLinear is as fast.
+template <class P>
+constexpr int64_t most_streamed_rows = 5 * 16 / TileRows<P>::planes;
+
+template <class P>
+void run_streamed(const Call& call, const float* bias) {
+  switch (ceil_div(call.rows * TileRows<P>::planes, 32)) {
+    case 1: return StreamedLinear<P, 1>::run(call, bias);
+    case 2: return StreamedLinear<P, 2>::run(call, bias);
+    default: return StreamedLinear<P, 3>::run(call, bias);
+  }
+}
 
 }  // namespace slipway::linear
 #endif

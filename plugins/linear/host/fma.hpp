@@ -4,7 +4,7 @@
 
 namespace slipway::linear {
 
-// Calls use(k, column tile, weights of 16 columns) for every input k of a block; weights as float32, unscaled for int8.
+// Calls use(k, column tile, weights of 16 columns) for every input k of a block; weights as float32, unscaled if integers.
 template <class Use>
 void decode_block(Bf16, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile)
@@ -34,9 +34,15 @@ void decode_block(Int8, const std::byte* block, Use use) {
       use(k, tile, bit_field<8>(block + tile * 1024 + k / 4 * 64, k % 4 * 8) - f32x16::splat(Int8::common_zero));
 }
 
-inline f32x16 load_half(const std::byte* at) {
-  const __m128i* halves = reinterpret_cast<const __m128i*>(at);
-  return {{_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))}};
+// The rungs (quantization/formats.py) of 16 codes with the multipliers at `multipliers`.
+inline f32x16 rungs(f32x16 codes, const std::byte* multipliers) {
+  f32x16 out;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i m = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(multipliers) + i));
+    const __m256i product = _mm256_mullo_epi32(_mm256_cvtps_epi32(codes.v[i]), m);
+    out.v[i] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_add_epi32(product, _mm256_set1_epi32(64)), 7));
+  }
+  return out;
 }
 
 inline f32x16 load_bytes(const std::byte* at) {
@@ -49,11 +55,11 @@ inline f32x16 load_bytes(const std::byte* at) {
 template <int group, bool zero_point, class Use>
 void decode_block(Int4<group, zero_point>, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile) {
-    const f32x16 scale = load_half(block + tile * 32);
-    const f32x16 zero = zero_point ? load_bytes(block + 64 + tile * 16) : f32x16::splat(8);
+    const std::byte* multipliers = block + tile * 32;
+    const f32x16 zero = rungs(zero_point ? load_bytes(block + 64 + tile * 16) : f32x16::splat(8), multipliers);
     for (int k = 0; k < group; ++k) {
       const std::byte* quads = block + Int4<group, zero_point>::header_bytes + k / 4 * 64;
-      use(k, tile, (bit_field<4>(quads, k % 4 * 8 + tile * 4) - zero) * scale);
+      use(k, tile, rungs(bit_field<4>(quads, (k % 4 ^ 1) * 8 + tile * 4), multipliers) - zero);
     }
   }
 }
@@ -87,8 +93,8 @@ void run_fma(const Call& call, const float* bias) {
     const std::byte* panel = P::panel(call, index);
     const Ahead<P> ahead{panel, P::panel(call, following)};
     f32x16 scale[2] = {f32x16::splat(1), f32x16::splat(1)};
-    if constexpr (std::is_same_v<typename P::Weights, Int8>) {
-      const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;
+    if constexpr (P::Weights::integer) {
+      const float* scales = P::scales(call, index);
       scale[0] = load(scales), scale[1] = load(scales + 16);
     }
     int64_t row = 0;

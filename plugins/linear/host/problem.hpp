@@ -18,7 +18,7 @@ template <int group, bool zero_point>
 struct Int4 {
   static constexpr bool integer = true, grouped = true, has_zeros = zero_point;
   static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16;
-  static constexpr int common_zero = zero_point ? 1 : 8;
+  static constexpr int common_zero = 128;  // of what codes stand for
 };
 
 struct None {};  // no activation: the linear is not gated
@@ -40,6 +40,8 @@ struct Problem {
   static constexpr int64_t panel_bytes = int64_t{blocks} * Weights::block_bytes;
 
   static const std::byte* panel(const Call& call, int64_t index) { return call.weights[0] + index * panel_bytes; }
+  // Of the 32 columns of a panel; integer weights only. They lie behind the panels.
+  static const float* scales(const Call& call, int64_t index) { return reinterpret_cast<const float*>(panel(call, panels)) + index * 32; }
   static const float* bias(const Call& call, bool biased) {
     return biased ? reinterpret_cast<const float*>(call.weights[1]) : nullptr;
   }

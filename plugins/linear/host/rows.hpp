@@ -52,18 +52,16 @@ struct Bf16Rows {
 
 #if defined(__AVX512F__)
 // x = scale * (256 * high + low): [rows / 8][k_steps][8 x {high[64], low[64]}] int8, AMX A tiles of 8 rows. Beside them
-// each row's scale and its sums, for zero points: int8: of the high and of the low plane, int4: of 256 * high + low over
-// each group. Sums are already times the zero point where that is the same for all columns.
+// each row's scale and the sums of its high and low plane, times the weights' common zero.
 template <class P>
 struct FixedRows {
   using Weights = typename P::Weights;
   static constexpr int planes = 2, row_multiple = 16;
   static constexpr int64_t k_steps = ceil_div(int64_t{P::blocks} * Weights::block_k, 64);
-  static constexpr int64_t sum_count = Weights::grouped ? P::blocks : 2;
-  static constexpr int64_t row_bytes = 128 * k_steps + 4 + 4 * sum_count, tile_row_bytes = 1024 * k_steps;
+  static constexpr int64_t row_bytes = 128 * k_steps + 4 + 2 * 4, tile_row_bytes = 1024 * k_steps;
   std::byte* tiles;
   float* scales;   // [padded]
-  int32_t* sums;   // [sum_count][padded]
+  int32_t* sums;   // [2][padded]
   int64_t padded;
 
   FixedRows(std::byte* scratch, int64_t rows)
@@ -85,21 +83,11 @@ struct FixedRows {
       std::byte* quads = at + k / 64 * 1024 + k % 64;
       _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtepi32_epi8(high));
       _mm_store_si128(reinterpret_cast<__m128i*>(quads + 64), _mm512_cvtepi32_epi8(low));
-      if constexpr (Weights::grouped) {
-        high_sum = _mm512_add_epi32(high_sum, value);
-        if ((k + lanes) % Weights::block_k == 0 && k / Weights::block_k < P::blocks) {
-          sums[k / Weights::block_k * padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
-          high_sum = _mm512_setzero_si512();
-        }
-      } else {
-        high_sum = _mm512_add_epi32(high_sum, high);
-        low_sum = _mm512_add_epi32(low_sum, low);
-      }
+      high_sum = _mm512_add_epi32(high_sum, high);
+      low_sum = _mm512_add_epi32(low_sum, low);
     }
-    if constexpr (!Weights::grouped) {
-      sums[r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
-      sums[padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(low_sum);
-    }
+    sums[r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
+    sums[padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(low_sum);
   }
 
   // As unsigned bits NaN is larger than every number: it becomes the row's scale and so reaches the outputs.

@@ -1,6 +1,7 @@
-// Integer weights multiplied as they stream by, by VNNI dot products: all rows on AVX-512, a single row of int4 with AMX.
+// Integer weights multiplied as they stream by, by VNNI dot products: AVX-512 without AMX.
 #pragma once
 #include "linear/host/integers.hpp"
+#include "linear/host/ladder.hpp"
 
 #if defined(__AVX512VNNI__)
 namespace slipway::linear {
@@ -28,68 +29,46 @@ struct PlaneSums {
         sums[r][plane][1] = dot(sums[r][plane][1], second, x + r * 128 + plane * 64);
       }
   }
-  void add(const PlaneSums& other) {
-    for (int r = 0; r < count; ++r)
-      for (int plane = 0; plane < 2; ++plane)
-        for (int tile = 0; tile < 2; ++tile)
-          sums[r][plane][tile] = _mm512_add_epi32(sums[r][plane][tile], other.sums[r][plane][tile]);
-  }
 };
+
+// Calls use(quad, weights of both column tiles) for every four inputs of a block; meanwhile `next` is fetched.
+template <class Use>
+void each_quad(Int8, const std::byte* block, const std::byte* next, Use use) {
+  for (int quad = 0; quad < 16; ++quad) {
+    prefetch<128>(next + quad * 128);
+    use(quad, _mm512_load_si512(block + quad * 64), _mm512_load_si512(block + 1024 + quad * 64));
+  }
+}
+
+template <int group, bool zero_point, class Use>
+void each_quad(Int4<group, zero_point>, const std::byte* block, const std::byte* next, Use use) {
+  constexpr int header_bytes = Int4<group, zero_point>::header_bytes;
+  prefetch<header_bytes>(next);
+  const Ladders<Int4<group, zero_point>> ladders(block);
+  for (int quad = 0; quad < group / 4; ++quad) {
+    prefetch_line(next + header_bytes + quad * 64);
+    const __m512i nibbles = _mm512_load_si512(block + header_bytes + quad * 64);
+    use(quad, ladders.template weights<0>(nibbles), ladders.template weights<1>(nibbles));
+  }
+}
 
 // `count` rows from `row` on, all in one tile row, against one panel.
 template <class P, int count>
-void multiply_rows(const FixedRows<P>& rows, int64_t row, const std::byte* panel, const Ahead<P>& ahead, const float* scales,
-                   int64_t index, const Output<P>& output) {
+void multiply_rows(const Call& call, const FixedRows<P>& rows, int64_t row, int64_t panel, const Ahead<P>& ahead, const Output<P>& output) {
   using Weights = typename P::Weights;
   const std::byte* x = rows.planes_of(row);
-  if constexpr (Weights::grouped) {
-    f32x16 totals[count][2];
-    for (auto& total : totals) total[0] = total[1] = f32x16::splat(0);
-    for (int b = 0; b < P::blocks; ++b) {
-      const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-      const std::byte* next = ahead.block(b);
-      prefetch<Weights::header_bytes>(next);
-      const std::byte* codes = block + Weights::header_bytes;
-      const __m512i nibble = _mm512_set1_epi8(0x0f);
-      PlaneSums<count> even, odd;  // two chains: a dot product takes five cycles
-      const auto add = [&](PlaneSums<count>& sums, int quad) {
-        prefetch<64>(next + Weights::header_bytes + quad * 64);
-        const __m512i both = _mm512_load_si512(codes + quad * 64);
-        const int k = b * Weights::block_k + quad * 4;
-        sums.add(_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), x + k / 64 * 1024 + k % 64);
-      };
-      if constexpr (count <= 2) {
-        for (int quad = 0; quad < Weights::block_k / 4; quad += 2) add(even, quad), add(odd, quad + 1);
-        even.add(odd);
-      } else {
-        for (int quad = 0; quad < Weights::block_k / 4; ++quad) add(even, quad);
-      }
-      const GroupHeader<Weights> header(block);
-      for (int r = 0; r < count; ++r)
-        for (int tile = 0; tile < 2; ++tile)
-          totals[r][tile] = header.fold(tile, even.sums[r][0][tile], even.sums[r][1][tile], rows.sums[b * rows.padded + row + r],
-                                        totals[r][tile]);
-    }
-    for (int r = 0; r < count; ++r) {
-      const f32x16 scale = f32x16::splat(rows.scales[row + r]);
-      output(row + r, index, totals[r][0] * scale, totals[r][1] * scale);
-    }
-  } else {
-    PlaneSums<count> sums;
-    for (int b = 0; b < P::blocks; ++b) {
-      const std::byte* block = panel + int64_t{b} * Weights::block_bytes;
-      const std::byte* next = ahead.block(b);
-      for (int quad = 0; quad < 16; ++quad) {
-        prefetch<128>(next + quad * 128);
-        sums.add(_mm512_load_si512(block + quad * 64), _mm512_load_si512(block + 1024 + quad * 64), x + b * 1024 + quad * 4);
-      }
-    }
-    for (int r = 0; r < count; ++r) {
-      const auto finished = [&](int tile) {
-        return finish_int8(rows, row + r, sums.sums[r][0][tile], sums.sums[r][1][tile], load(scales + tile * 16));
-      };
-      output(row + r, index, finished(0), finished(1));
-    }
+  PlaneSums<count> sums;
+  for (int64_t b = 0; b < P::blocks; ++b)
+    each_quad(Weights{}, ahead.panel + b * Weights::block_bytes, ahead.block(b), [&](int quad, __m512i first, __m512i second) {
+      const int64_t k = b * Weights::block_k + quad * 4;
+      sums.add(first, second, x + k / 64 * 1024 + k % 64);
+    });
+  const float* scales = P::scales(call, panel);
+  for (int r = 0; r < count; ++r) {
+    const auto half = [&](int tile) {
+      return finished(rows, row + r, sums.sums[r][0][tile], sums.sums[r][1][tile], load(scales + tile * 16));
+    };
+    output(row + r, panel, half(0), half(1));
   }
 }
 
@@ -99,18 +78,16 @@ void run_vnni(const Call& call, const float* bias) {
   Ahead<P>::begin(P::panel(call, stream.first()));
   const FixedRows<P> rows = pack_rows<P, FixedRows<P>>(call);
   const Output<P> output(call, bias);
-  stream.each([&](int64_t index, int64_t following) {
-    const std::byte* panel = P::panel(call, index);
-    const Ahead<P> ahead{panel, P::panel(call, following)};
-    const float* scales = reinterpret_cast<const float*>(P::panel(call, P::panels)) + index * 32;  // int8 only
+  stream.each([&](int64_t panel, int64_t following) {
+    const Ahead<P> ahead{P::panel(call, panel), P::panel(call, following)};
     for (int64_t row = 0; row < call.rows;) {
       const int64_t left = call.rows - row;
       if (left >= 4) {
-        multiply_rows<P, 4>(rows, row, panel, ahead, scales, index, output), row += 4;
+        multiply_rows<P, 4>(call, rows, row, panel, ahead, output), row += 4;
       } else if (left >= 2) {
-        multiply_rows<P, 2>(rows, row, panel, ahead, scales, index, output), row += 2;
+        multiply_rows<P, 2>(call, rows, row, panel, ahead, output), row += 2;
       } else {
-        multiply_rows<P, 1>(rows, row, panel, ahead, scales, index, output), row += 1;
+        multiply_rows<P, 1>(call, rows, row, panel, ahead, output), row += 1;
       }
     }
   });

@@ -1,0 +1,97 @@
+// int4 codes to the int8 weights they stand for: rungs of their group's ladder (quantization/formats.py), 128 added.
+#pragma once
+#include "linear/host/problem.hpp"
+
+namespace slipway::linear {
+
+#if defined(__AVX512BW__)
+
+// The ladders of a block's 32 columns, as two column tiles.
+template <class Weights>
+class Ladders {
+ public:
+  explicit Ladders(const std::byte* block) {
+    for (int tile = 0; tile < 2; ++tile) {
+      const __m512i m = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + tile * 32)));
+      multiplier_[tile] = _mm512_or_si512(_mm512_slli_epi32(m, 16), _mm512_and_si512(m, _mm512_set1_epi32(0xffff)));
+      twice_[tile] = _mm512_add_epi16(multiplier_[tile], multiplier_[tile]);
+      __m512i zero = _mm512_set1_epi32(8);
+      if constexpr (Weights::has_zeros)
+        zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 64 + tile * 16)));
+      const __m512i rung = _mm512_srai_epi32(_mm512_add_epi32(_mm512_mullo_epi32(zero, m), _mm512_set1_epi32(64)), 7);
+      const __m512i first_byte = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+      start_[tile] = _mm512_shuffle_epi8(_mm512_sub_epi32(_mm512_set1_epi32(Weights::common_zero), rung), first_byte);
+    }
+  }
+
+  // 16 columns x 4 inputs of u8, from the nibbles of both tiles, where pairs of inputs lie swapped: round(code * m / 128) is the
+  // high byte of code * 2m + 128 for a code in a low byte, and for one in a high byte the rounded high product with m.
+  template <int tile>
+  __m512i weights(__m512i nibbles) const {
+    if constexpr (tile == 1) nibbles = _mm512_srli_epi16(nibbles, 4);
+    const __m512i in_high = _mm512_mullo_epi16(_mm512_and_si512(nibbles, _mm512_set1_epi16(0x000f)), twice_[tile]);
+    const __m512i in_low = _mm512_mulhrs_epi16(_mm512_and_si512(nibbles, _mm512_set1_epi16(0x0f00)), multiplier_[tile]);
+    constexpr int select = 0xd8;  // bits of the second operand where the third has ones, else of the first
+    const __m512i rungs = _mm512_ternarylogic_epi32(in_low, _mm512_add_epi16(in_high, _mm512_set1_epi16(128)),
+                                                    _mm512_set1_epi16(static_cast<int16_t>(0xff00)), select);
+    return _mm512_add_epi8(rungs, start_[tile]);
+  }
+
+ private:
+  __m512i multiplier_[2], twice_[2], start_[2];
+};
+
+#endif
+
+#if defined(__AMX_TILE__)
+
+// Spreads 64 inputs of a panel to two int8 B tiles, [tile 2][quad 16][n 16][4], in portions, and fetches what `ahead` says beside
+// it. Inputs behind the last block stay what they were: their activations are zero.
+template <class P>
+class Spread {
+  using Weights = typename P::Weights;
+  static constexpr int quads = Weights::block_k / 4;  // of a block; a step has 16
+
+ public:
+  Spread(const Ahead<P>& ahead, int64_t step, std::byte* to, int quad = 0)
+      : ahead_(ahead), to_(to), first_(static_cast<int>(step * 16 % quads)), from_(quad), index_((step * 16 + quad) / quads),
+        quad_(quad), ladders_(enter()) {}
+
+  // Up to quad `end`.
+  void to(int end) {
+#pragma GCC unroll 16
+    for (; quad_ < end; ++quad_) {
+      if (quads < 16 && quad_ % quads == 0 && quad_ > from_) {
+        ++index_;
+        ladders_ = enter();
+      }
+      const int64_t at = Weights::header_bytes + (first_ + quad_) % quads * 64;
+      prefetch_line(next_ + at);
+      const __m512i nibbles = _mm512_load_si512(block_ + at);
+      _mm512_store_si512(to_ + quad_ * 64, ladders_.template weights<0>(nibbles));
+      _mm512_store_si512(to_ + 1024 + quad_ * 64, ladders_.template weights<1>(nibbles));
+    }
+    asm volatile("" ::: "memory");  // gcc 12 does not know that a tile load reads memory
+  }
+
+ private:
+  Ladders<Weights> enter() {
+    const int64_t index = std::min<int64_t>(index_, P::blocks - 1);
+    block_ = ahead_.panel + index * Weights::block_bytes;
+    next_ = ahead_.block(index);
+    prefetch<Weights::header_bytes>(next_);
+    return Ladders<Weights>(block_);
+  }
+
+  const Ahead<P> ahead_;
+  std::byte* const to_;
+  const int first_, from_;  // quads: the one of its block that the step begins with; the one of the step that this begins with
+  int64_t index_;
+  int quad_;
+  const std::byte *block_, *next_;
+  Ladders<Weights> ladders_;
+};
+
+#endif
+
+}  // namespace slipway::linear
