@@ -126,7 +126,7 @@ def _captured(job: Build) -> Graph:
 
 
 def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
-    """Writes each linear's weight format and the determinism asked for into its metadata. -> the linears' module paths"""
+    """Writes each linear's weight format into its metadata. -> the linears' module paths"""
     seen: set[str] = set()
     for node in graph.nodes:
         if node.target not in (torch.ops.aten.linear.default, torch.ops.slipway.gated_linear.default):
