@@ -15,12 +15,14 @@ from slipway.compiler import directory, env, eviction, graph_json, tokenizer_fil
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.capture import BLOCK_SIZE, capture
 from slipway.compiler.checkpoint import Checkpoint
+from slipway.compiler.engine_plan import make_plan
 from slipway.compiler.errors import InternalError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.kernels import compile_library, library_parts
+from slipway.compiler.layout import lay_out
 from slipway.compiler.machine import measure_limits
-from slipway.compiler.plan import PlannedGraph, lay_out, make_plan, plan_graph
+from slipway.compiler.plan import PlannedGraph, plan_graph
 from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
@@ -165,7 +167,7 @@ def _block_bytes(planned: PlannedGraph) -> int:
 
 def _memory(job: Build, planned: PlannedGraph, weight_bytes: int) -> Memory:
     """Of the engine as this machine would load it now."""
-    block_bytes, activations = _block_bytes(planned), lay_out(planned, job.limits)[2]
+    block_bytes, activations = _block_bytes(planned), lay_out(planned, job.limits).arena_bytes
     cache = manifest.KvCache(1, BLOCK_SIZE, block_bytes, num_blocks_of(job))
     if job.recipe.limits.kv_cache_tokens == "auto":
         blocks = cache.blocks_within(available_bytes() - weight_bytes - activations, job.limits)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import contextlib
+import io
+import logging
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.fx import Node
 
 from slipway.compiler.cache import StageCache, digest
-from slipway.compiler.errors import UserError
 from slipway.compiler.identity import Identities
-from slipway.compiler.plan import PlannedGraph, PlannedStep, Value, View, is_view, resolve
+from slipway.compiler.plan import PlannedGraph, PlannedStep
+from slipway.compiler.values import ROW_COUNTS, Value, View, resolve
 from slipway.compiler.weights import leaf_names
 from slipway.compiler.version import source_digest
 from slipway.plugins import registry
 
-EXAMPLE_ROWS = 3
+EXAMPLE_ROWS = {"tokens": 3, "logit_rows": 2}  # any: they only have to differ
 
 
 def compile_segments(planned: PlannedGraph, tensors: Mapping[str, torch.Tensor], identities: Identities,
@@ -34,25 +35,44 @@ def compile_segments(planned: PlannedGraph, tensors: Mapping[str, torch.Tensor],
 
 def _compile(planned: PlannedGraph, step: PlannedStep, tensors: Mapping[str, torch.Tensor], identities: Identities,
              cache: StageCache) -> pathlib.Path:
-    module = _SegmentBuilder(planned, step, tensors).build()
-    leaves = sorted({leaf for node in step.nodes for n in node.all_input_nodes if planned.graph.is_constant(n) for leaf in leaf_names(n)})
+    builder = _SegmentBuilder(planned, step, tensors)
+    module = builder.build()
+    examples = _examples(module)
+    shapes = [(tuple(t.shape), t.dtype) for t in (*module.buffers(), *examples)]
     parts = {
-        "code": digest(module.code + str([tuple(b.shape) for b in module.buffers()])),
-        "tensors": digest("".join(identities.tensor(name, planned.graph) for name in leaves)),
+        "code": digest(module.code + str(shapes)),
+        "tensors": digest("".join(identities.tensor(name, planned.graph) for name in sorted(builder.leaves))),
         "slipway": source_digest("compiler/segments.py", "plugins"),
         "exporter": torch.__version__,
     }
-    return cache.fetch("segments", step.name, parts, lambda out: _export(module, out))
+    return cache.fetch("segments", step.name, parts, lambda out: _export(module, examples, out))
 
 
-def _export(module: torch.fx.GraphModule, out: pathlib.Path) -> None:
-    examples = tuple(torch.zeros(EXAMPLE_ROWS, n.meta["columns"]) for n in module.graph.nodes if n.op == "placeholder")
+def _examples(module: torch.fx.GraphModule) -> tuple[torch.Tensor, ...]:
+    fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    return tuple(torch.zeros(EXAMPLE_ROWS[ROW_COUNTS[val.shape[0]]], *val.shape[1:], dtype=val.dtype) for val in fakes)
+
+
+def _export(module: torch.fx.GraphModule, examples: tuple[torch.Tensor, ...], out: pathlib.Path) -> None:
     rows = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+    with _quiet_exporter():
         program = torch.onnx.export(module, examples, dynamo=True, verbose=False, opset_version=23,
                                     dynamic_shapes=({0: rows},) * len(examples) if examples else None)
     program.save(str(out), external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """It warns about its own deprecations and about libraries that are not there, and prints what it does."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 class _SegmentBuilder:
@@ -63,16 +83,23 @@ class _SegmentBuilder:
         self.root, self.graph = torch.nn.Module(), torch.fx.Graph()
         self.copies: dict[Node, Node] = {}
         self.inputs: dict[Value, Node] = {}
+        self.leaves: set[str] = set()
 
     def build(self) -> torch.fx.GraphModule:
         for i, view in enumerate(self.step.inputs):
-            placeholder = self.graph.placeholder(f"x{i}")
-            placeholder.meta["columns"] = _fake(view.value).shape[-1]
-            self.inputs[view.value] = placeholder
+            self.inputs[view.value] = self._input(f"x{i}", view.value.fake)
+        for name in self.step.batch_inputs:
+            source = self.planned.graph.placeholder(name)
+            self.copies[source] = self._input(name, source.meta["val"])
         for node in self.step.nodes:
             self._copy(node)
         self.graph.output(tuple(self._value(value) for value in self.step.outputs))
         return torch.fx.GraphModule(self.root, self.graph)
+
+    def _input(self, name: str, val: torch.Tensor) -> Node:
+        placeholder = self.graph.placeholder(name)
+        placeholder.meta["val"] = val
+        return placeholder
 
     def _value(self, value: Value) -> Node:
         copy = self.copies[value.node]
@@ -84,17 +111,17 @@ class _SegmentBuilder:
             return self.copies[node]
         if self.planned.graph.is_constant(node):
             self.copies[node] = self._constant(node)
-        elif node.op == "placeholder":
-            raise UserError(node.name, "read by an op that no plugin takes", "positions and lengths are read by attention alone")
-        elif node not in self.step.nodes and (not is_view(node) or resolve(node) == View(resolve(node).value)) and resolve(node).value in self.inputs:
-            self.copies[node] = self.inputs[resolve(node).value]
+        elif (value := resolve(node).value) in self.inputs and value.fake.shape == node.meta["val"].shape:
+            self.copies[node] = self.inputs[value]
         else:
             self.copies[node] = self._call(node)
         return self.copies[node]
 
     def _constant(self, node: Node) -> Node:
         name = f"c{len(list(self.root.buffers()))}"
-        self.root.register_buffer(name, self.planned.graph.evaluate(node, self.tensors).float().contiguous())
+        self.leaves |= leaf_names(node)
+        value = self.planned.graph.evaluate(node, self.tensors)
+        self.root.register_buffer(name, (value.float() if value.is_floating_point() else value).contiguous())
         return self.graph.get_attr(name)
 
     def _call(self, node: Node) -> Node:
@@ -105,8 +132,3 @@ class _SegmentBuilder:
 
 def _getitem(values: tuple, index: int) -> torch.Tensor:
     return values[index]
-
-
-def _fake(value: Value) -> torch.Tensor:
-    val = value.node.meta["val"]
-    return val[value.index] if isinstance(val, (tuple, list)) else val

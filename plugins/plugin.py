@@ -14,18 +14,6 @@ from slipway.compiler.target import Target
 
 
 @dataclass(frozen=True)
-class Size:
-    """Bytes as a function of the step: fixed + per_token * num_tokens + per_logit_row * num_logit_rows."""
-
-    fixed: int = 0
-    per_token: int = 0
-    per_logit_row: int = 0
-
-    def at(self, tokens: int, logit_rows: int) -> int:
-        return self.fixed + self.per_token * tokens + self.per_logit_row * logit_rows
-
-
-@dataclass(frozen=True)
 class Cost:
     """What a step must move and compute.
 
@@ -58,6 +46,7 @@ class Kernel:
 
     source: C++ that includes the plugin's headers and defines `extern "C" void <symbol>(const slipway::Call&)`;
     the same symbol always has the same source.
+    shared_scratch, shared_scratch_per_row, local_scratch: bytes, of the team and of each thread.
     """
 
     symbol: str
@@ -65,13 +54,17 @@ class Kernel:
     inputs: tuple[Node, ...]
     output_dtypes: tuple[torch.dtype, ...]
     weights: tuple[PackedWeight, ...] = ()
-    shared_scratch: Size = field(default_factory=Size)
+    shared_scratch: int = 0
+    shared_scratch_per_row: int = 0
     local_scratch: int = 0
     kv_layer: int | None = None  # the layer whose KV blocks the call reads and writes
     kv_block_bytes: int = 0  # of one block of that layer
     token_ids: int | None = None  # it reads a table that has rows for ids below this
     positions: int | None = None  # likewise
     cost: Cost = field(default_factory=Cost)
+
+    def shared_scratch_at(self, rows: int) -> int:
+        return self.shared_scratch + self.shared_scratch_per_row * rows
 
 
 class Plugin(Protocol):

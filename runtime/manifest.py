@@ -46,7 +46,7 @@ class Buffer:
     """A range of the arena. `offset` is laid out at the limits; `size` is what a step uses of it."""
 
     name: str
-    dtype: str  # "bf16", "f32", "i32", "i64"
+    dtype: str  # "bf16", "f32", "i32", "i64", "bool"
     offset: int
     size: Size
 
@@ -62,7 +62,10 @@ class WeightRef:
 
 @dataclass(frozen=True)
 class Step:
-    """One call: of a kernel (`symbol` in kernels/<library>) or of an ONNX segment (`segment`, a file below segments/)."""
+    """One call: of a kernel (`symbol` in kernels/<library>) or of an ONNX segment (`segment`, a file below segments/).
+
+    batch_inputs: arrays of the batch that a segment reads, by its own names for them, behind its inputs.
+    """
 
     name: str
     op: str
@@ -72,6 +75,7 @@ class Step:
     weights: tuple[int, ...]
     symbol: str | None = None
     segment: str | None = None
+    batch_inputs: tuple[str, ...] = ()
     kv_layer: int | None = None
     cost: dict[str, int] = field(default_factory=dict)
 

@@ -8,9 +8,10 @@ import re
 from slipway.runtime.errors import EngineError
 from slipway.runtime.manifest import Buffer, Limits, Manifest, Needs, Operand, Plan, Step
 
-DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8}
+DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 MOST = 1 << 30  # of anything counted: sums of two still fit the native side's int32
 LINE = 64  # bytes; rows and outputs start at a multiple
+BATCH_INPUTS = ("input_ids", "positions", "logit_rows")
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
 
@@ -173,6 +174,8 @@ def _check_kernel_step(step: Step, manifest: Manifest, where: str) -> None:
     plan = manifest.plan
     if not SYMBOL.fullmatch(step.symbol):
         raise EngineError(f"{where}.symbol", repr(step.symbol), "a C identifier")
+    if step.batch_inputs:
+        raise EngineError(f"{where}.batch_inputs", f"{list(step.batch_inputs)}", "none: kernels see the whole batch")
     if step.symbol not in plan.kernels:
         raise EngineError(f"{where}.symbol", repr(step.symbol), "one of plan.kernels", DAMAGED)
     needs = plan.kernels[step.symbol]
@@ -194,10 +197,13 @@ def _check_kernel_step(step: Step, manifest: Manifest, where: str) -> None:
 
 def _check_segment_step(step: Step, manifest: Manifest, where: str) -> None:
     _check_listed(manifest, f"segments/{step.segment}", f"{where}.segment")
+    for name in step.batch_inputs:
+        if name not in BATCH_INPUTS:
+            raise EngineError(f"{where}.batch_inputs", repr(name), f"one of {', '.join(BATCH_INPUTS)}")
     for kind in ("inputs", "outputs"):
         for i, operand in enumerate(getattr(step, kind)):
             if manifest.plan.buffers[operand.buffer].dtype == "bf16":
-                raise EngineError(f"{where}.{kind}[{i}]", "a bf16 operand of a segment", "f32, i32 or i64")
+                raise EngineError(f"{where}.{kind}[{i}]", "a bf16 operand of a segment", "f32, i32, i64 or bool")
 
 
 def _check_operand(operand: Operand, plan: Plan, limits: Limits, where: str) -> None:

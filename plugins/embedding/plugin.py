@@ -36,6 +36,8 @@ class EmbeddingPlugin:
     def supports(self, node: Node, target: Target) -> str | None:
         if target.kind != "cpu":
             return f"no kernel for {target}"
+        if node.args[0].name != "input_ids":
+            return f"rows by %{node.args[0].name}, not by the batch's input_ids"
         return None
 
     def lower(self, node: Node, target: Target) -> Kernel:

@@ -30,6 +30,10 @@ class GatherRowsPlugin:
     def supports(self, node: Node, target: Target) -> str | None:
         if target.kind != "cpu":
             return f"no kernel for {target}"
+        if node.args[1].name != "logit_rows":
+            return f"rows by %{node.args[1].name}, not by the batch's logit_rows"
+        if not node.args[0].meta["val"].is_floating_point():
+            return f"rows of {node.args[0].meta['val'].dtype}"
         return None
 
     def lower(self, node: Node, target: Target) -> Kernel:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear import pack
-from slipway.plugins.plugin import Cost, Kernel, PackedWeight, Size
+from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.quantization.formats import BF16, FORMATS, WeightFormat
 
@@ -117,7 +117,8 @@ class LinearPlugin:
             inputs=(x,),
             output_dtypes=(dtype,),
             weights=_packed_weights(tuple(weights), bias, fmt),
-            shared_scratch=Size(32 * problem.row_bytes, problem.row_bytes, problem.row_bytes),
+            shared_scratch=32 * problem.row_bytes,
+            shared_scratch_per_row=problem.row_bytes,
             local_scratch=problem.local_bytes,
             cost=Cost(
                 weight_bytes=pack.packed_bytes(outputs, inputs, fmt, gated) + (0 if bias is None else 4 * outputs),

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from slipway.compiler.target import Target
 from slipway.plugins.paged_attention import meaning as meaning  # registers the ops
-from slipway.plugins.plugin import Cost, Kernel, PackedWeight, Size
+from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
 
@@ -99,7 +99,7 @@ class PagedAttentionPlugin:
             inputs=inputs,
             output_dtypes=(dtype,),
             weights=self._weights(a),
-            shared_scratch=Size(fixed=SLOTS * (LINE + _state_bytes(a.head_dim))),
+            shared_scratch=SLOTS * (LINE + _state_bytes(a.head_dim)),
             local_scratch=_local_scratch(a.head_dim, target),
             kv_layer=a.layer,
             positions=a.rope.meta["val"].shape[0] if a.rope is not None else None,

@@ -16,6 +16,15 @@ using namespace nb::literals;
 
 namespace slipway {
 
+namespace {
+
+nb::object copied(const int32_t* values, int32_t count) {
+  const nb::ndarray<nb::numpy, const int32_t, nb::ndim<1>> view(values, {static_cast<size_t>(count)}, nb::handle());
+  return nb::cast(view, nb::rv_policy::copy);
+}
+
+}  // namespace
+
 SegmentRunner python_segments(nb::object run) {
   // The runner is copied and destroyed with the GIL held or not: the reference must be let go with it.
   auto callable = std::shared_ptr<nb::object>(new nb::object(std::move(run)), [](nb::object* object) {
@@ -25,7 +34,8 @@ SegmentRunner python_segments(nb::object run) {
   return [callable](int32_t step, const Batch& batch) -> std::optional<std::string> {
     nb::gil_scoped_acquire gil;
     try {
-      (*callable)(step, batch.num_tokens, batch.num_logit_rows);
+      (*callable)(step, copied(batch.token_ids, batch.num_tokens), copied(batch.positions, batch.num_tokens),
+                  copied(batch.logit_rows, batch.num_logit_rows));
       return std::nullopt;
     } catch (nb::python_error& error) {
       return std::string("a segment failed: ") + error.what();

@@ -15,7 +15,7 @@ void bind_engine(nanobind::module_& module);
 void bind_grammars(nanobind::module_& module);
 void bind_core(nanobind::module_& module);  // bindings_testing.cpp
 
-SegmentRunner python_segments(nanobind::object run);  // run(step, num_tokens, num_logit_rows)
+SegmentRunner python_segments(nanobind::object run);  // run(step, input_ids, positions, logit_rows)
 std::vector<std::shared_ptr<const Mapping>> mappings(nanobind::handle list);
 
 // The arena, for segments: they belong to the executor, so that the view must not own it in turn.

@@ -62,7 +62,7 @@ def measure(kernel: Kernel, lib, memory: np.ndarray, x: Tensor, outputs: int, th
         rounds = [[row] for row in memory]
         seconds.append(
             statistics.mean(
-                run_kernel(lib, kernel.symbol, [x], [out], rounds, threads=threads, shared_scratch=kernel.shared_scratch,
+                run_kernel(lib, kernel.symbol, [x], [out], rounds, threads=threads, shared_scratch=kernel.shared_scratch_at(len(x)),
                            local_scratch=kernel.local_scratch)
             )
         )

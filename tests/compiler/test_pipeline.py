@@ -55,18 +55,35 @@ def divergence(tiny_model, engine):
     return float((reference.exp() * (reference - found)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("family", ["llama-yarn", "qwen3", "qwen2", "mistral", "phi3", "granite"])
+@pytest.mark.parametrize("family", ["llama-yarn", "qwen3", "qwen2", "mistral", "phi3", "granite", "glm4"])
 def test_families_without_segments(build, tiny, family):
     engine, report = build(family)
     assert not report.segments
     assert divergence(tiny(family), engine) < 0.01
 
 
-@pytest.mark.parametrize("family", ["olmo2", "starcoder2"])
+@pytest.mark.parametrize("family", ["olmo2", "starcoder2", "cohere", "gpt-neox", "opt", "stablelm-one-kv-head"])
 def test_what_has_no_kernel_runs_in_onnx_runtime(build, tiny, family):
     engine, report = build(family)
     assert report.segments and list((engine / "segments").glob("*.onnx"))
     assert divergence(tiny(family), engine) < 0.01
+
+
+def test_segments_read_positions(build):
+    """OPT looks up embeddings by positions; StableLM's rotation of a single head fits no pattern of ours."""
+    for family in ("opt", "stablelm-one-kv-head"):
+        plan = Manifest.read(build(family)[0]).plan
+        assert [step.batch_inputs for step in plan.steps if step.segment].count(("positions",)) == 1
+
+
+def test_a_chunk_of_a_prompt_may_want_no_logits(build):
+    engine, _ = build("gpt-neox")
+    tokens, scorer = np.random.default_rng(0).integers(3, 120, 40).astype(np.int32), Scorer(engine)
+    whole, none = scorer.logits(tokens)[-1:], np.zeros(0, np.int32)
+    first, blocks = np.arange(32, dtype=np.int32), np.arange(3, dtype=np.int32)[None]
+    scorer.executor.run(tokens[:32], first, np.array([0, 32], np.int32), np.array([32], np.int32), blocks, none)
+    last = scorer.executor.run(tokens[32:], first[:8] + 32, np.array([0, 8], np.int32), np.array([40], np.int32), blocks, first[7:8])
+    np.testing.assert_allclose(last, whole, atol=1e-4)
 
 
 def test_a_second_build_runs_nothing(build):

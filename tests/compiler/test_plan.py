@@ -5,9 +5,11 @@ import operator
 import pytest
 import torch
 
+from slipway.compiler.layout import lay_out
 from slipway.compiler.ops import op_name
-from slipway.compiler.plan import lay_out, plan_graph, resolve
+from slipway.compiler.plan import plan_graph
 from slipway.compiler.target import Target
+from slipway.compiler.values import outputs_of, resolve, rows_of
 from slipway.passes.pipeline import run_passes
 from slipway.runtime.manifest import Limits
 
@@ -55,7 +57,22 @@ def test_what_no_plugin_takes_goes_to_few_segments(planned):
         assert all(plan.storage[value] is torch.float32 for value in (*step.outputs, *(view.value for view in step.inputs)))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "starcoder2"])
+@pytest.mark.parametrize("family", ["gpt-neox", "cohere", "stablelm-one-kv-head"])
+def test_a_segments_values_are_rows_of_one_count(planned, family):
+    """So a step that wants no logits can leave out what comes behind the gather, and nothing else."""
+    for step in planned(family).steps:
+        if not step.kernel:
+            assert len({rows_of(value) for node in step.nodes for value in outputs_of(node)} - {None}) == 1
+        assert step.outputs and None not in map(rows_of, step.outputs)
+
+
+def test_integers_stay_integers(planned):
+    plan = planned("opt")
+    add = next(value for value in plan.storage if value.node.name == "add")
+    assert plan.storage[add] is torch.int32 and plan.declined["embedding_1"] == "rows by %add, not by the batch's input_ids"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "starcoder2", "gpt-neox", "cohere", "stablelm-one-kv-head"])
 def test_every_value_is_made_before_it_is_read(planned, family):
     plan, made = planned(family), set()
     for step in plan.steps:
@@ -65,9 +82,10 @@ def test_every_value_is_made_before_it_is_read(planned, family):
 
 def test_buffers_alive_together_do_not_overlap(planned):
     plan = planned("qwen3")
-    buffers, numbers, arena_bytes = lay_out(plan, LIMITS)
+    layout = lay_out(plan, LIMITS)
+    buffers, numbers = layout.buffers, layout.numbers
     ends = [b.offset + b.size.at(LIMITS.max_batch_tokens, LIMITS.max_logit_rows) for b in buffers]
-    assert max(ends) <= arena_bytes
+    assert max(ends) <= layout.arena_bytes
     for step in plan.steps:
         used = {numbers[v.value] for v in step.inputs} | {numbers[value] for value in step.outputs}
         for a in used:

@@ -23,7 +23,6 @@ import slipway.plugins.plugin as plugin_module
 from slipway.compiler import env
 from slipway.compiler.kernels import COMMON_FLAGS
 from slipway.compiler.target import CPU_ISAS, Target, host_flags
-from slipway.plugins.plugin import Size
 
 PLUGINS = pathlib.Path(plugin_module.__file__).parent
 DRIVER = pathlib.Path(__file__).with_name("kernel_driver.cpp")
@@ -134,7 +133,7 @@ def run_kernel(
     *,
     rows: int | None = None,
     kv: Array | None = None,
-    shared_scratch: Size = Size(),
+    shared_scratch: int = 0,
     local_scratch: int = 0,
 ) -> list[float]:
     """Calls the kernel, which writes `outputs` in place. Matrices may be strided in rows, never in columns.
@@ -148,7 +147,7 @@ def run_kernel(
     in_place = len(rounds) > 1
     rounds = [[w if in_place and _address(w) % LINE == 0 else _guarded_bytes(w) for w in one] for one in rounds]
     guarded_inputs, guarded_outputs = [*map(GuardedMatrix, inputs)], [*map(GuardedMatrix, outputs)]
-    shared, *locals_ = guarded(shared_scratch.at(rows, rows)), *(guarded(local_scratch) for _ in range(threads))
+    shared, *locals_ = guarded(shared_scratch), *(guarded(local_scratch) for _ in range(threads))
     weight_table = _pointers([w for one in rounds for w in one])
     call = Call(
         batch=ctypes.pointer(batch or Batch(num_tokens=rows, num_logit_rows=rows)),

@@ -130,7 +130,7 @@ class Step:
             make_batch(positions=self.positions, cu_seqlens=self.cu_seqlens, kv_lens=self.kv_lens, block_table=self.block_table),
             threads,
             kv=kv,
-            shared_scratch=kernel.shared_scratch,
+            shared_scratch=kernel.shared_scratch_at(len(self.rows)),
             local_scratch=kernel.local_scratch,
         )
         return Result(out, seconds)

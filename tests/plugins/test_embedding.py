@@ -30,6 +30,13 @@ def test_equals_meaning(target, columns, storage):
         assert torch.equal(out.float(), embedding(IDS, table.bfloat16()).float())
 
 
+def test_declines_rows_by_other_numbers_than_token_ids():
+    node = call_node(torch.ops.slipway.embedding.default, IDS, torch.randn(7, 64), storage=F32)
+    assert PLUGIN.supports(node, HOST_TARGETS[0]) == "rows by %arg0, not by the batch's input_ids"
+    node.args[0].name = "input_ids"
+    assert PLUGIN.supports(node, HOST_TARGETS[0]) is None
+
+
 def test_costs_one_table_row_a_token():
     node = call_node(torch.ops.slipway.embedding.default, IDS, torch.randn(7, 64), storage=F32)
     assert PLUGIN.lower(node, HOST_TARGETS[0]).cost.token_bytes == 64 * (2 + 4)

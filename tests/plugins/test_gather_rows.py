@@ -27,3 +27,12 @@ def test_equals_meaning(target, types):
         out = torch.full((5, 72), torch.nan, dtype=storage)
         run_kernel(library, kernels[types].symbol, [x], [out], (), batch, threads)
         assert torch.equal(out, gather_rows(x, ROWS).to(storage))
+
+
+def test_declines_other_rows_and_other_values():
+    op, target = torch.ops.slipway.gather_rows.default, HOST_TARGETS[0]
+    node = call_node(op, torch.randn(9, 72), ROWS, storage=F32)
+    assert PLUGIN.supports(node, target) == "rows by %arg1, not by the batch's logit_rows"
+    node = call_node(op, torch.zeros(9, 72, dtype=torch.int32), ROWS, storage=torch.int32)
+    node.args[1].name = "logit_rows"
+    assert PLUGIN.supports(node, target) == "rows of torch.int32"

@@ -114,7 +114,7 @@ def run(case, target, rows, threads=2):
     x.copy_(case.x[:rows])
     room = torch.full((rows + 2, case.outputs + 5), 7.0, dtype=case.dtype)
     run_kernel(lib, kernel.symbol, [x], [room[:rows, : case.outputs]], weights, threads=threads,
-               shared_scratch=kernel.shared_scratch, local_scratch=kernel.local_scratch)
+               shared_scratch=kernel.shared_scratch_at(len(x)), local_scratch=kernel.local_scratch)
     assert (room[rows:] == 7).all() and (room[:, case.outputs :] == 7).all()
     return room[:rows, : case.outputs]
 
@@ -156,7 +156,7 @@ def test_nan_and_infinity_reach_their_row_only(case, target):
     kernel, lib, weights = compiled(case, target)
     x, out = case.x[:3].clone(), torch.empty(3, case.outputs)
     x[1, 5] = torch.nan
-    run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch, local_scratch=kernel.local_scratch)
+    run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch_at(len(x)), local_scratch=kernel.local_scratch)
     assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
 
 

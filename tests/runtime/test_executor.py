@@ -1,11 +1,15 @@
 """The executor replays a plan: same logits whatever the team's size, every thread in every step, rows where they belong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from toy_engine import BLOCK_SIZE, VOCAB, continuation
+from toy_engine import BLOCK_SIZE, VOCAB, continuation, edit_plan
 
 from slipway.runtime import _native
+from slipway.runtime.errors import EngineError
 from slipway.runtime.manifest import Manifest
+from slipway.runtime.segments import Segments
 
 NUM_BLOCKS = 64
 
@@ -57,8 +61,6 @@ def test_no_logits_wanted(toy):
 
 
 def test_a_segment_runs_between_kernels(toy):
-    from slipway.runtime.segments import Segments
-
     directory = toy(segment=True)
     executor = load(directory, 2)
     segments = Segments(Manifest.read(directory), directory, 1)
@@ -68,11 +70,28 @@ def test_a_segment_runs_between_kernels(toy):
     assert np.array_equal(run_prompts(executor, PROMPTS), 2 * plain)
 
 
+def test_a_segment_is_given_the_arrays_of_its_batch(toy):
+    executor, given = load(toy(segment=True), 2), []
+    executor.run_segments_with(lambda step, *arrays: given.append([array.tolist() for array in arrays]))
+    run_prompts(executor, PROMPTS[:2])
+    assert given == [[[5, 6, 7, 1], [0, 1, 2, 0], [2, 3]]]
+
+
+def test_a_segment_that_is_not_the_plans_is_refused(toy):
+    directory = toy(segment=True)
+    executor = load(directory)
+    edit_plan(directory, steps=tuple(
+        replace(step, batch_inputs=("positions",)) if step.segment else step for step in Manifest.read(directory).plan.steps
+    ))  # fmt: skip
+    with pytest.raises(EngineError, match=r"segments/double.onnx: \(x\) -> 1 values, expected 1 inputs, \('positions',\), 1 outputs"):
+        Segments(Manifest.read(directory), directory, 1).bind(executor.arena())
+
+
 def test_a_segment_that_fails_is_an_error_and_the_next_run_is_well(toy):
     executor = load(toy(segment=True), 2)
     fails = iter([True, False])
 
-    def run(step, num_tokens, num_logit_rows):
+    def run(step, *batch):
         if next(fails):
             raise ValueError("no such luck")
 

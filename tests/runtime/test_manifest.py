@@ -102,6 +102,7 @@ PLAN_FAULTS = {
     "kv layer": (lambda plan: {"steps": (replace(plan.steps[0], kv_layer=2),)}, "index 2"),
     "symbol": (lambda plan: {"steps": (replace(plan.steps[0], symbol="a b"),)}, "a C identifier"),
     "neither": (lambda plan: {"steps": (replace(plan.steps[0], symbol=None),)}, "exactly one of"),
+    "batch inputs": (lambda plan: {"steps": (replace(plan.steps[0], batch_inputs=("positions",)),)}, "none: kernels see"),
     "rows": (lambda plan: {"steps": (replace(plan.steps[0], rows="lines"),)}, '"tokens" or "logit_rows"'),
     "operand": (lambda plan: {"steps": (replace(plan.steps[0], outputs=(Operand(0, 64, 64),)),)}, "inside its buffer"),
     "weight bytes": (lambda plan: {"weights": (replace(plan.weights[0], bytes=8), plan.weights[1])}, "as in weights/next.bin"),

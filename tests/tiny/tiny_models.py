@@ -46,6 +46,7 @@ FAMILIES = {
     "opt": (transformers.OPTConfig, {"ffn_dim": 96, "word_embed_proj_dim": 64, "num_key_value_heads": 4}),
     "phi": (transformers.PhiConfig, {}),
     "stablelm": (transformers.StableLmConfig, {}),
+    "stablelm-one-kv-head": (transformers.StableLmConfig, {"num_key_value_heads": 1}),
     "starcoder2": (transformers.Starcoder2Config, {}),
 }
 

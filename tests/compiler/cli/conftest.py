@@ -118,7 +118,7 @@ def manifest() -> m.Manifest:
     row, wanted, touched = m.Operand(0, 0, 256), m.Operand(1, 0, 256), (256,)
 
     def step(name, op, weights=(), cost=None, symbol="attend", segment=None):
-        return m.Step(name, op, "tokens", (row,), (row,), weights, symbol, segment, None, cost or {})
+        return m.Step(name, op, "tokens", (row,), (row,), weights, symbol, segment, cost=cost or {})
 
     steps = []
     for layer in range(2):
