@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -9,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.checkpoint import Checkpoint
@@ -122,8 +125,21 @@ def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray) 
 
 @torch.no_grad()
 def _reference_logits(checkpoint: Checkpoint, windows: np.ndarray) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True).eval()
+    with _without_bars():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True).eval()
     return torch.cat([model(torch.from_numpy(window[None].astype(np.int64)), use_cache=False).logits for window in windows])
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers would draw its bars into ours."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:

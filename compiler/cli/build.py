@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -42,7 +41,6 @@ def build(recipe: str, out: Path, model: Path | None, overrides: tuple[str, ...]
     checkpoint = checkpoint_of(loaded, model)
     if (out / "engine.json").exists() and not (force or dry_run):
         raise UserError(str(out), "an engine is there already", "a new path", "--force replaces it")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers would draw bars into ours
     from slipway.compiler import pipeline  # imports torch: after everything that can be refused without
 
     with progress.for_stream(sys.stderr) as display:

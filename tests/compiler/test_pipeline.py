@@ -227,6 +227,11 @@ def test_an_override_that_matches_no_linear_is_refused(build, tmp_path, match, h
     assert not (tmp_path / "engine").exists()
 
 
+def test_libraries_draw_and_print_nothing_into_a_build(build, capfd):
+    build("llama", "verify.when=always", out="verified")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_every_isa_builds(build):
     for isa in ("avx2", "avx512"):
         engine, _ = build("llama", f"cpu.isa={isa}", out=isa)
