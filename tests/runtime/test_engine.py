@@ -164,7 +164,7 @@ def scores(engine, prompt):
     return [{e.token_id: e for e in c.logprobs[0]}[token].logprob for c, token in zip(completions, prompt[1:], strict=True)]
 
 
-@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, max_logit_rows=3), replace(LIMITS, max_batch_tokens=5, max_logit_rows=1)])
+@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, max_sequences=3, max_logit_rows=3), replace(LIMITS, max_sequences=1, max_batch_tokens=5, max_logit_rows=1)])
 def test_logprobs_of_a_prompt(toy, limits):
     prompts = [[*range(40)], [7], [9, 9, 9, *continuation([9, 9, 9], 30)], *random_prompts(6, longest=60)]
     asked = replace(GREEDY, max_tokens=5, prompt_logprobs=2)
