@@ -164,7 +164,10 @@ def scores(engine, prompt):
     return [{e.token_id: e for e in c.logprobs[0]}[token].logprob for c, token in zip(completions, prompt[1:], strict=True)]
 
 
-@pytest.mark.parametrize("limits", [LIMITS, replace(LIMITS, max_sequences=3, max_logit_rows=3), replace(LIMITS, max_sequences=1, max_batch_tokens=5, max_logit_rows=1)])
+FEW_ROWS = replace(LIMITS, max_sequences=3, max_logit_rows=3)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, FEW_ROWS, replace(FEW_ROWS, max_sequences=1, max_batch_tokens=5, max_logit_rows=1)])
 def test_logprobs_of_a_prompt(toy, limits):
     prompts = [[*range(40)], [7], [9, 9, 9, *continuation([9, 9, 9], 30)], *random_prompts(6, longest=60)]
     asked = replace(GREEDY, max_tokens=5, prompt_logprobs=2)
@@ -221,9 +224,10 @@ def test_deadlines_and_priorities(toy):
 
 def test_a_full_queue_refuses(toy):
     with Engine.load(toy(extra=("toy_dawdle",)), max_queued=3) as engine:
-        running = [engine.submit([i], ENDLESS) for i in range(LIMITS.max_sequences)]
-        for request in running:
-            next(iter(request))
+        running = []
+        for i in range(LIMITS.max_sequences):
+            running.append(engine.submit([i], ENDLESS))
+            next(iter(running[-1]))  # it runs
         waiting = [engine.submit([i], ENDLESS) for i in range(3)]
         with pytest.raises(RequestError, match="the queue is full: 3 requests wait"):
             engine.submit([9], ENDLESS).result(10)
