@@ -44,7 +44,7 @@ Vocabulary vocabulary(int32_t size) {
 class Drive {
  public:
   Drive(uint64_t seed, const WrittenPlan& written)
-      : random_(seed), plan_(written.plan), engine_(plan_, written.weights, vocabulary(plan_.vocab_size), {eos}, random_.in(1, 3)) {
+      : random_(seed), plan_(written.plan), engine_(plan_, written.weights, vocabulary(plan_.vocab_size), {eos}, random_.in(1, 3), random_.in(8, 24)) {
     for (const int64_t page : written.guards) require(mprotect(engine_.executor().arena() + page, 4096, PROT_NONE) == 0, "no guard page");
   }
 
