@@ -198,10 +198,10 @@ class Engine:
             return [int(token) for token in prompt]
         if self.tokenizer is None:
             raise RequestError("prompt", "text", "token ids: the engine has no tokenizer")
-        if len(prompt) > self._longest_text:
-            raise RequestError("prompt", f"{len(prompt)} characters", f"at most {self._longest_text}: it cannot fit max_sequence_length")
         if not sampling.is_unicode(prompt):
             raise RequestError("prompt", "half of a surrogate pair", "Unicode text")
+        if len(prompt) > self._longest_text:
+            raise RequestError("prompt", f"{len(prompt)} characters", f"at most {self._longest_text}: it cannot fit max_sequence_length")
         special = self.manifest.tokenizer.add_special_tokens and not self._starts_with_special(prompt)
         (encoding,) = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=special)  # `encode` would hold the GIL
         return encoding.ids

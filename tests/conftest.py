@@ -3,6 +3,7 @@
 And the tiny random checkpoints of tests/tiny, each made once a session.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.append(str(Path(__file__).parent / "tiny"))  # for `import tiny_models` under --import-mode=importlib
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: programs that tests start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
