@@ -252,7 +252,7 @@ def test_a_segment_that_fails_fails_its_requests_and_the_engine_goes_on(toy):
         assert engine.generate([1, 2], GREEDY)[0].token_ids == expected([1, 2])
         fails = iter([True])
 
-        def run(step, *batch):
+        def run(step, input_ids, positions, logit_rows):
             if next(fails, False):
                 raise ValueError("no such luck")
 
