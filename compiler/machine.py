@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from slipway.compiler import env
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.errors import UserError
-from slipway.compiler.target import CPU_ISAS, host_isa
+from slipway.compiler.target import CPU_ISAS
 from slipway.compiler.toolchain import compiler_version
-from slipway.runtime.machine import usable_cores
+from slipway.runtime.machine import cpu_flags, usable_cores
 
 PROBE = pathlib.Path(__file__).with_name("machine_probe.cpp")
 READ_BYTES = 1 << 27  # a thread: more than a core's share of the caches
@@ -38,6 +38,21 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "unknown processor"
+
+
+def host_isas() -> list[str]:
+    """Those of CPU_ISAS that this machine has, weakest first."""
+    return [isa for isa, (flags, _) in CPU_ISAS.items() if cpu_flags().issuperset(flags)]
+
+
+def host_isa() -> str | None:
+    """The strongest of them, or None."""
+    return (host_isas() or [None])[-1]
+
+
+def missing_flags() -> list[str]:
+    """What this machine lacks of the weakest ISA."""
+    return sorted(set(next(iter(CPU_ISAS.values()))[0]) - cpu_flags())
 
 
 def measure_limits(threads: int | None = None) -> MachineLimits:

@@ -21,13 +21,13 @@ from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.kernels import compile_library, library_parts
 from slipway.compiler.layout import lay_out
-from slipway.compiler.machine import measure_limits
+from slipway.compiler.machine import host_isa, measure_limits, missing_flags
 from slipway.compiler.plan import PlannedGraph, plan_graph
 from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
-from slipway.compiler.target import CPU_ISAS, Target, host_flags, host_isa
+from slipway.compiler.target import CPU_ISAS, Target
 from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
@@ -90,8 +90,7 @@ def target_of(recipe: Recipe) -> Target:
     """The recipe's target, `auto` settled to this machine's strongest instruction set."""
     isa = host_isa() if recipe.cpu.isa == "auto" else recipe.cpu.isa
     if isa is None:
-        missing = ", ".join(sorted(set(CPU_ISAS["avx2"][0]) - host_flags()))
-        raise recipe.error(("cpu", "isa"), f"this processor lacks {missing}", "a processor with AVX2, FMA and F16C")
+        raise recipe.error(("cpu", "isa"), f"this processor lacks {', '.join(missing_flags())}", "a processor with AVX2, FMA and F16C")
     return Target(recipe.target, isa)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import pathlib
 from dataclasses import dataclass
 
 CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the compiler flags that use them
@@ -32,18 +30,3 @@ class Target:
     @property
     def has_avx512(self) -> bool:
         return self.isa in ("avx512", "amx")
-
-
-@functools.cache
-def host_flags() -> frozenset[str]:
-    """CPU feature flags of this machine, as Linux names them."""
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
-
-
-def host_isa() -> str | None:
-    """The strongest ISA of CPU_ISAS this machine has, or None."""
-    fitting = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
-    return fitting[-1] if fitting else None

@@ -82,14 +82,11 @@ def torch() -> Finding:
 
 def processor() -> Finding:
     from slipway.compiler import machine
-    from slipway.compiler.target import CPU_ISAS, host_flags, host_isa
     from slipway.runtime.machine import usable_cores
 
     name = machine.processor()
-    if host_isa() is None:
-        missing = sorted(set(CPU_ISAS["avx2"][0]) - host_flags())
-        return Finding("processor", False, f"{name} lacks {', '.join(missing)}", "no engine runs on it")
-    runnable = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+    if not (runnable := machine.host_isas()):
+        return Finding("processor", False, f"{name} lacks {', '.join(machine.missing_flags())}", "no engine runs on it")
     return Finding("processor", True, f"{name}, {usable_cores()} cores; runs cpu engines for {', '.join(runnable)}")
 
 

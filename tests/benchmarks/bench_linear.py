@@ -19,7 +19,8 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "plugins"))
 from kernel_harness import compile_kernel, guarded, run_kernel  # noqa: E402
 from nodes import call_node  # noqa: E402
 
-from slipway.compiler.target import Target, host_isa  # noqa: E402
+from slipway.compiler.machine import host_isa  # noqa: E402
+from slipway.compiler.target import Target  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.quantization.formats import FORMATS, WeightFormat  # noqa: E402

@@ -50,3 +50,13 @@ def test_the_compiler_measures_on_the_cores_it_is_granted(tmp_path, monkeypatch)
     monkeypatch.setattr(probe, "_cgroups", lambda: iter([tmp_path]))
     monkeypatch.setenv("SLIPWAY_CACHE", str(tmp_path / "cache"))
     assert machine.measure_limits().threads == 1
+
+
+def test_isas_need_all_their_flags(monkeypatch):
+    flags = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    assert machine.host_isas() == ["avx2"] and machine.host_isa() == "avx2" and not machine.missing_flags()
+    flags.add("avx512_vnni")
+    assert machine.host_isa() == "avx512"
+    flags -= {"fma", "avx512f"}
+    assert machine.host_isa() is None and machine.missing_flags() == ["fma"]

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from slipway.compiler.target import CPU_ISAS, host_flags
+from slipway.compiler.machine import host_isas
 from slipway.recipes import catalog
 from slipway.runtime.engine import Engine, SamplingParams
 from slipway.runtime.manifest import Manifest
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 MODELS = ("demo-llama", "demo-qwen3")
-ISAS = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+ISAS = host_isas()
 GREEDY = [*((model, None) for model in MODELS), *((MODELS[0], isa) for isa in ISAS[:-1])]  # None: the strongest this host has
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}
 TOP1_LIMITS = {"bf16": 0.98, "int8": 0.95, "int4": 0.8}

@@ -13,13 +13,13 @@ import sanitized
 from slipway.compiler import pipeline
 from slipway.compiler.cache import digest
 from slipway.compiler.progress import Progress
-from slipway.compiler.target import CPU_ISAS, host_flags
+from slipway.compiler.machine import host_isas
 from slipway.plugins import registry
 from slipway.recipes import schema
 from slipway.runtime.manifest import Manifest
 from written_plan import Words
 
-ISAS = [isa for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+ISAS = host_isas()
 ENGINES = 4
 LENGTH = 300
 ODD = {"vocab_size": 1037, "hidden_size": 72, "intermediate_size": 100, "max_position_embeddings": LENGTH}  # no multiple of any block

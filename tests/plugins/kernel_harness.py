@@ -22,12 +22,13 @@ import torch
 import slipway.plugins.plugin as plugin_module
 from slipway.compiler import env
 from slipway.compiler.kernels import COMMON_FLAGS
-from slipway.compiler.target import CPU_ISAS, Target, host_flags
+from slipway.compiler.machine import host_isas
+from slipway.compiler.target import CPU_ISAS, Target
 
 PLUGINS = pathlib.Path(plugin_module.__file__).parent
 DRIVER = pathlib.Path(__file__).with_name("kernel_driver.cpp")
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"slipway-test-kernels-{os.getuid()}"
-HOST_TARGETS = [Target("cpu", isa) for isa, (flags, _) in CPU_ISAS.items() if host_flags().issuperset(flags)]
+HOST_TARGETS = [Target("cpu", isa) for isa in host_isas()]
 POISON = 0xFF  # as bf16 and f32: NaN
 PAGE, LINE = mmap.PAGESIZE, 64
 LIBC = ctypes.CDLL(None, use_errno=True)
