@@ -22,8 +22,7 @@ from slipway.compiler.graph_text import EXTENTS
 from slipway.compiler.model_hooks import ATTENTION, Batch, Hooks
 from slipway.compiler.weight_names import weight_names
 from slipway.plugins import registry  # noqa: F401  (registers the ops)
-
-BLOCK_SIZE = 32  # tokens a KV block
+from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
 
 
 class Limits(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from slipway.compiler.capture import BLOCK_SIZE
 from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.layout import columns_of, lay_out
 from slipway.compiler.ops import op_name
 from slipway.compiler.plan import PlannedGraph, PlannedStep, weight_id
 from slipway.compiler.values import View, resolve, rows_of
+from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
 from slipway.plugins.plugin import Kernel
 from slipway.runtime import manifest
 

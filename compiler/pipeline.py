@@ -13,7 +13,7 @@ import transformers
 
 from slipway.compiler import directory, env, eviction, graph_json, tokenizer_files, verify
 from slipway.compiler.cache import StageCache, digest
-from slipway.compiler.capture import BLOCK_SIZE, capture
+from slipway.compiler.capture import capture
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.engine_plan import make_plan
 from slipway.compiler.errors import InternalError
@@ -32,6 +32,7 @@ from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
 from slipway.passes.pipeline import run_passes
+from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
 from slipway.quantization import formats
 from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest

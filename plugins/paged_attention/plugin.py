@@ -12,7 +12,7 @@ from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
 
-BLOCK_SIZE = 32  # tokens
+BLOCK_SIZE = 32  # tokens a KV block: block_size of layout.hpp
 TILE_ROWS = 32  # query rows multiplied at a time; as in layout.hpp, like all below
 ITEM_TILES = 4
 CHUNK = 512  # cached tokens between two merges

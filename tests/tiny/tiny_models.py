@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import torch
 import transformers
-from slipway.compiler.capture import BLOCK_SIZE, capture
+from slipway.compiler.capture import capture
 from slipway.compiler.checkpoint import Checkpoint
+from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
 
 torch.set_num_threads(1)
 MAX_LENGTH = 96
