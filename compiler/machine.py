@@ -1,4 +1,4 @@
-"""This machine  ->  what it is, and the limits that no step can pass: bytes read and multiplications a second."""
+"""This machine  ->  what it is, and its limits: bytes read from memory and operations a second."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MachineLimits:
     flops_per_s: float
 
     def seconds(self, bytes_moved: float, flops: float) -> float:
-        """The time below which this work cannot be done."""
+        """The time below which this work cannot be done, none of the bytes being in the caches."""
         return max(bytes_moved / self.read_bytes_per_s, flops / self.flops_per_s)
 
 

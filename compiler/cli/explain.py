@@ -12,8 +12,9 @@ from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text
 
 EPILOG = """
-A step cannot be faster than its bytes at the machine's read bandwidth, nor than its operations at the rate of its
-multipliers; both are measured first, which takes a second.
+ALLOWED is the time of a step's bytes at the bandwidth of the machine's memory, or that of its operations at the rate
+of its multipliers, whichever is longer; both are measured first, which takes a second. What stays in the CPU's caches
+from one step to the next is read faster: a small model may reach more than 100%.
 
 \b
 Examples:
@@ -78,7 +79,7 @@ def as_text(lines: list[Line], work: Work, limits) -> str:
     parts = [
         f"One step of {work.sequences} decoding sequences with {work.context} cached tokens each; this machine: {machine}",
         table(header, [line.cells for line in (*lines, total)], right=range(2, len(header))),
-        f"At most {work.sequences / total.allowed_s:.4g} tokens/s" + reached(work, total),
+        f"{work.sequences / total.allowed_s:.4g} tokens/s with every byte read from memory" + reached(work, total),
     ]
     return "\n\n".join(parts + segments_text(lines))
 
