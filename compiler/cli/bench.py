@@ -94,11 +94,12 @@ def bench(loading: Loading, batch: list[int], prompt: int, new: int, prefill: li
 
 
 def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: list[int], rounds: int) -> Bench:
-    from slipway.compiler.machine import cores, measure_limits
+    from slipway.compiler.machine import measure_limits
+    from slipway.runtime.machine import usable_cores
 
     start_s = statistics.median(start_time(loading) for _ in range(rounds))
     with loading.engine() as engine:
-        threads = loading.threads or cores()
+        threads = loading.threads or usable_cores()
         run = _Run(engine, prompt, new, rounds, lambda: measure_limits(threads))
         decoding = [run.decoding(sequences) for sequences in batch]
         reading = [run.prefill(tokens) for tokens in prefill]

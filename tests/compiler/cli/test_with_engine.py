@@ -116,6 +116,16 @@ def recipe():
     return schema.load(catalog.find("demo-llama/cpu-bf16"))
 
 
+def test_bench(engine):
+    options = ["--batch", "1,3", "--prompt", 16, "--new", 8, "--prefill", 64, "--rounds", 1]
+    text, as_json = (slipway("bench", engine, *options, *more) for more in ([], ["--json"]))
+    value = json.loads(as_json.stdout)
+    assert [d["sequences"] for d in value["decoding"]] == [1, 3] and [p["tokens"] for p in value["prefill"]] == [64]
+    assert all(d["tokens_per_s"] > 0 and d["ttft_s"] > 0 and d["share"] > 0 for d in value["decoding"])
+    assert value["read_bytes_per_s"] > 1e9 and value["flops_per_s"] > 1e9 and value["start_s"] > 0
+    assert re.search(r"decode, 3 at once +\d.* tokens/s", text.stdout) and "prompt of 64" in text.stdout, text.stderr
+
+
 def test_a_second_build_takes_everything_from_the_cache(engine):
     start = time.monotonic()
     done = slipway("build", "demo-llama/cpu-bf16", "-o", engine, "--force", "--why")
