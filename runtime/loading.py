@@ -69,7 +69,7 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
     plan, limits = manifest.plan, manifest.limits
     block_bytes = plan.kv.layers * plan.kv.block_bytes
     scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
-    rest = scratch + sum(weight.bytes for weight in plan.weights) + limits.max_logit_rows * plan.vocab_size
+    rest = scratch + sum(weight.bytes for weight in plan.weights)  # the logits lie in the arena
     available = machine.available_bytes()
     if options.kv_tokens is not None:
         blocks = -(-options.kv_tokens // plan.kv.block_size)

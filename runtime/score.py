@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from slipway.runtime import loading, machine
+from slipway.runtime import loading
 from slipway.runtime.manifest import Manifest
 
 

@@ -196,6 +196,17 @@ def test_the_kv_tokens_a_refusal_names_fit(toy, monkeypatch):
     assert loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=fitting)) * 4 == fitting
 
 
+def test_logits_are_counted_once_in_the_arena(toy, monkeypatch):
+    manifest = Manifest.read(toy())
+    plan = manifest.plan
+    needed = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes + sum(weight.bytes for weight in plan.weights)
+    block_bytes = plan.kv.layers * plan.kv.block_bytes
+    monkeypatch.setattr(machine, "available_bytes", lambda: needed + block_bytes)
+    assert loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=plan.kv.block_size)) == 1
+    with pytest.raises(EngineError, match=f"kv_tokens of at most {plan.kv.block_size}$"):
+        loading.choose_blocks(manifest, loading.Options(threads=1, kv_tokens=plan.kv.block_size + 1))
+
+
 @pytest.mark.parametrize(("free_blocks", "blocks"), [(1000, 64), (64, 32), (3, 16)])
 def test_an_automatic_kv_cache_takes_half_of_the_memory_at_most(free_blocks, blocks):
     kv = KvCache(layers=2, block_size=32, block_bytes=100, num_blocks=64)
