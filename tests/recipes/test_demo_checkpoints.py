@@ -141,6 +141,8 @@ def test_held_out_files_are_no_training_text():
     names = [document.removeprefix("<|begin|># ").partition("\n")[0] for document in text.split("<|end|>")[:-1]]
     assert len(names) == 9 and all((Path(sysconfig.get_path("stdlib")) / name).is_file() for name in names)
     assert not set(names) & {name for name, _ in train_demo.source_files()}
+    notice = train_demo.HELDOUT.with_name("heldout.LICENSE.txt").read_text()
+    assert all(name in notice.partition("---")[0] for name in names) and "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in notice
 
 
 def test_a_documented_function_becomes_a_conversation():
