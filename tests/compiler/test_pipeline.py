@@ -227,8 +227,13 @@ def test_an_override_that_matches_no_linear_is_refused(build, tmp_path, match, h
     assert not (tmp_path / "engine").exists()
 
 
-def test_libraries_draw_and_print_nothing_into_a_build(build, capfd):
-    build("llama", "verify.when=always", out="verified")
+def test_libraries_draw_and_print_nothing_into_a_build(build, tiny, tmp_path, monkeypatch, capfd):
+    """With segments exported and the checkpoint loaded to verify, nothing of it from a cache."""
+    tiny("olmo2")
+    monkeypatch.setenv("SLIPWAY_CACHE", str(tmp_path / "cache"))
+    capfd.readouterr()
+    _, report = build("olmo2", "verify.when=always", "verify.kl=1")
+    assert {"segments", "accuracy"} <= {stage.kind for stage in report.stages if stage.ran}
     assert capfd.readouterr() == ("", "")
 
 
