@@ -105,16 +105,36 @@ void multiply(int64_t rounds) {
 
 #else
 
-constexpr double kFlopsPerRound = 8 * 2.0 * 8;
+#if defined(__AVX512BF16__)
+using Vector = __m512;
+Vector multiply_add(Vector a, Vector sum) { return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(a)); }
+constexpr int kFlops = 2 * 32;
+#elif defined(__AVX512F__)
+using Vector = __m512;
+Vector multiply_add(Vector a, Vector sum) { return _mm512_fmadd_ps(a, a, sum); }
+constexpr int kFlops = 2 * 16;
+#else
+using Vector = __m256;
+Vector multiply_add(Vector a, Vector sum) { return _mm256_fmadd_ps(a, a, sum); }
+constexpr int kFlops = 2 * 8;
+#endif
 
-void multiply(int64_t rounds) {
-  __m256 sum[8] = {}, x = _mm256_set1_ps(1e-3f);
-  for (int64_t i = 0; i < rounds; ++i) {
-    for (auto& s : sum) s = _mm256_fmadd_ps(x, x, s);
-    asm volatile("" : "+x"(x));
+constexpr int kSums = 12;  // more than a multiply takes cycles, on two units
+constexpr double kFlopsPerRound = kSums * kFlops;
+
+template <int... i>
+void multiply(int64_t rounds, std::integer_sequence<int, i...>) {
+  const auto hide = [](Vector& value) { asm volatile("" : "+v"(value)); };  // from the compiler: equal sums are one to it
+  Vector sums[kSums] = {}, x = {};
+  (hide(sums[i]), ...);
+  for (int64_t round = 0; round < rounds; ++round) {
+    ((sums[i] = multiply_add(x, sums[i])), ...);
+    hide(x);
   }
-  for (auto& s : sum) asm volatile("" : "+x"(s));
+  (hide(sums[i]), ...);
 }
+
+void multiply(int64_t rounds) { multiply(rounds, std::make_integer_sequence<int, kSums>()); }
 
 #endif
 
@@ -163,7 +183,7 @@ extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, 
   return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, rounds); });
 }
 
-// Floating-point operations a second (bf16 on AMX, float32 elsewhere), the best of `rounds`.
+// Floating-point operations a second (bf16 where the processor multiplies it, else float32), the best of `rounds`.
 extern "C" double slipway_multiply_rate(int threads, int rounds) {
   return or_zero([&] { return multiply_rate(threads, rounds); });
 }

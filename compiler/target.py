@@ -10,6 +10,10 @@ CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the
         ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
         ("-march=cascadelake",),
     ),
+    "avx512_bf16": (
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"),
+        ("-march=cooperlake",),
+    ),
     "amx": (
         ("avx512_bf16", "avx512_vnni", "avx512vl", "amx_tile", "amx_bf16", "amx_int8"),
         ("-march=sapphirerapids", "-mno-avx512fp16"),
@@ -26,7 +30,3 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.isa}"
-
-    @property
-    def has_avx512(self) -> bool:
-        return self.isa in ("avx512", "amx")

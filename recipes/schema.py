@@ -55,7 +55,7 @@ class LinearPrecision(NamedTuple):
 
 
 class Cpu(Section):
-    isa: Literal["auto", "avx2", "avx512", "amx"] = "auto"
+    isa: Literal["auto", "avx2", "avx512", "avx512_bf16", "amx"] = "auto"
     """Instruction set of the kernels; auto is the strongest of the building machine."""
     threads: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Expects("auto or a number of threads, at most 1024")] = "auto"
     """Threads of the engine; auto is one a core the serving process is granted, hyperthreads counted as cores."""

@@ -2,8 +2,9 @@
 #pragma once
 #include "linear/host/amx_blocked.hpp"
 #include "linear/host/amx_stream.hpp"
+#include "linear/host/bf16_dots.hpp"
 #include "linear/host/fma.hpp"
-#include "linear/host/vnni.hpp"
+#include "linear/host/int8_dots.hpp"
 
 namespace slipway::linear {
 
@@ -20,13 +21,18 @@ void run(const Call& call) {
 
 #else
 
-template <class P, bool biased, int64_t, int64_t>
+template <class P, bool biased, int64_t private_bytes, int64_t local_bytes>
 void run(const Call& call) {
+  const float* bias = P::bias(call, biased);
 #if defined(__AVX512VNNI__)
-  if constexpr (P::Weights::integer) return run_vnni<P>(call, P::bias(call, biased));
+  if constexpr (P::Weights::integer) return run_int8_dots<P>(call, call.local + private_bytes, bias);
   else
 #endif
-    return run_fma<P>(call, P::bias(call, biased));
+#if defined(__AVX512BF16__)
+    return run_bf16_dots<P>(call, bias);
+#else
+    return run_fma<P>(call, bias);
+#endif
 }
 
 #endif

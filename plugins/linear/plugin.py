@@ -43,14 +43,19 @@ class Problem:
     target: Target
 
     @property
+    def columns(self) -> int:
+        """Inputs, filled up to whole blocks of weights."""
+        return -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
+
+    @property
     def row_bytes(self) -> int:
         """One packed row of activations."""
-        columns = -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
-        if self.target.isa == "amx" and self.fmt == BF16:
-            return 2 * columns
-        if self.fmt == BF16 or not self.target.has_avx512:
-            return 4 * columns
-        return 128 * -(-columns // 64) + 3 * 4
+        isa, columns = self.target.isa, self.columns
+        if self.fmt == BF16:
+            return {"amx": 2 * columns, "avx512_bf16": 2 * columns + 64}.get(isa, 4 * columns)
+        if isa == "amx":
+            return 128 * -(-columns // 64) + 3 * 4
+        return 4 * columns if isa == "avx2" else columns + columns // pack.block_k(self.fmt) * 8
 
     @property
     def private_bytes(self) -> int:
@@ -58,11 +63,10 @@ class Problem:
 
     @property
     def local_bytes(self) -> int:
-        """Scratch of a thread: rows it packs for itself; on AMX also sums and spread int4 weights of the many-row kernel."""
+        """Scratch of a thread: rows it packs for itself; spread int4 weights; on AMX also the sums of the many-row kernel."""
         if self.target.isa != "amx":
-            return self.private_bytes
-        columns = -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
-        steps = -(-columns // (32 if self.fmt == BF16 else 64))
+            return self.private_bytes + (pack.PANEL * self.columns if self.fmt.group_size else 0)
+        steps = -(-self.columns // (32 if self.fmt == BF16 else 64))
         tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
         sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)
         return self.private_bytes + sums + 2048 * min(steps, 128)

@@ -17,11 +17,12 @@ inline constexpr int slots = 128;           // most tiles whose chunks are split
 inline constexpr float log2e = 1.4426950408889634f;
 
 // Queries and probabilities as the multiplier reads them.
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 using Factor = bf16;
 #else
 using Factor = float;
 #endif
+inline constexpr int factors_in_line = 64 / sizeof(Factor);
 
 // Scores of a chunk: [chunk / 16][tile_rows][16] float32, `score_stride` apart: what AMX stores is contiguous. The
 // probabilities take their place, as Factor: 32 bf16 of a row in one line, where the first 16 of their scores were.

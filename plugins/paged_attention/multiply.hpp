@@ -3,6 +3,7 @@
 // Each row's sums run in the order of the positions (or of the dimensions), whatever else is in the tile.
 #pragma once
 #include "paged_attention/layout.hpp"
+#include "slipway/unroll.hpp"
 
 namespace slipway::paged_attention {
 
@@ -114,85 +115,143 @@ void multiply_values(const float* probabilities, int rows, const Blocks& blocks,
   else multiply_values<Shape, 2>(probabilities, blocks, next, out);
 }
 
-inline void store_probabilities(float* at, f32x16 first, f32x16 second) {
-  _mm512_storeu_si512(at, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
-}
-
 #else
 
 struct Tiles {
   void use(int) {}
 };
 
-// Adds factors[rows][2 * pairs] . pairs[pairs][16][2] to 16 columns; even and odd factors sum apart.
+inline void fetch_two_lines(const std::byte* at) {
+  prefetch_line_to_l2(at);
+  prefetch_line_to_l2(at + 64);
+}
+
+// Sums of factors[rows][2 * pairs] times two vectors' columns, [pairs][16][2] each. Memory from `next` on is fetched, as much as is
+// read, unless it is null.
+#if defined(__AVX512BF16__)
+
+inline constexpr int most_rows = 8;
+
 template <int rows>
 struct Sums {
-  f32x16 even[rows], odd[rows];
+  __m512 sums[rows][2];
+
   Sums() {
-    for (int r = 0; r < rows; ++r) even[r] = odd[r] = f32x16::splat(0);
+    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
   }
-  void add(const float* factors, int64_t factor_stride, const std::byte* pairs, int64_t pair_stride, int count) {
+  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* first, const std::byte* second, int count,
+                                  const std::byte* next) {
     for (int i = 0; i < count; ++i) {
-      const auto [low, high] = load_pairs(pairs + i * pair_stride);
-      for (int r = 0; r < rows; ++r) {
-        even[r] = fma(f32x16::splat(factors[r * factor_stride + 2 * i]), low, even[r]);
-        odd[r] = fma(f32x16::splat(factors[r * factor_stride + 2 * i + 1]), high, odd[r]);
-      }
+      if (next) fetch_two_lines(next + i * 128);
+      const auto a = reinterpret_cast<__m512bh>(_mm512_loadu_si512(first + i * 64));
+      const auto b = reinterpret_cast<__m512bh>(_mm512_loadu_si512(second + i * 64));
+      unrolled<rows>([&](auto r) __attribute__((always_inline)) {
+        const auto factor = reinterpret_cast<__m512bh>(splat_word(factors + r * stride + 2 * i));
+        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, factor);
+        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b, factor);
+      });
     }
   }
-  void store(float* out, int64_t stride) const {
-    for (int r = 0; r < rows; ++r) slipway::store(out + r * stride, even[r] + odd[r]);
-  }
+  f32x16 sum(int r, int vector) const { return {sums[r][vector]}; }
 };
 
-// Calls body with 4, or with the number of rows left, as a constant.
+#else
+
+#if defined(__AVX512F__)
+inline constexpr int most_rows = 8;
+#else
+inline constexpr int most_rows = 4;
+#endif
+
+template <int rows>
+struct Sums {
+  f32x16 sums[rows][2];
+
+  Sums() {
+    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = f32x16::splat(0); });
+  }
+  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* first, const std::byte* second, int count,
+                                  const std::byte* next) {
+    for (int i = 0; i < count; ++i) {
+      if (next) fetch_two_lines(next + i * 128);
+      const auto [even_a, odd_a] = load_pairs(first + i * 64);
+      const auto [even_b, odd_b] = load_pairs(second + i * 64);
+      unrolled<rows>([&](auto r) __attribute__((always_inline)) {
+        const f32x16 even = f32x16::splat(factors[r * stride + 2 * i]), odd = f32x16::splat(factors[r * stride + 2 * i + 1]);
+        sums[r][0] = fma(odd, odd_a, fma(even, even_a, sums[r][0]));
+        sums[r][1] = fma(odd, odd_b, fma(even, even_b, sums[r][1]));
+      });
+    }
+  }
+  f32x16 sum(int r, int vector) const { return sums[r][vector]; }
+};
+
+#endif
+
+// Calls body with `most_rows` rows at a time, then with those left, as a constant.
 template <class Body>
 void for_row_groups(int rows, Body body) {
-  int row = 0;
-  for (; row + 4 <= rows; row += 4) body(row, std::integral_constant<int, 4>{});
-  if (rows - row == 3) body(row, std::integral_constant<int, 3>{});
-  if (rows - row == 2) body(row, std::integral_constant<int, 2>{});
-  if (rows - row == 1) body(row, std::integral_constant<int, 1>{});
+  for (int row = 0; row < rows; row += most_rows) {
+    with_constant<most_rows>(std::min(most_rows, rows - row), [&](auto count) { body(row, count); });
+  }
 }
 
 template <class Shape>
-void multiply_keys(const float* queries, int rows, const std::byte* keys, const std::byte* next, float* scores) {
-  begin_pages(next, Layout<Shape>::keys_bytes);
+void multiply_keys(const Factor* queries, int rows, const std::byte* keys, const std::byte* next, float* scores) {
   constexpr int depth = Layout<Shape>::depth;
-  constexpr int64_t half = Layout<Shape>::keys_bytes / 2;
   for_row_groups(rows, [&](int row, auto count) {
-    for (int side = 0; side < 2; ++side) {
-      Sums<count> sums;
-      sums.add(queries + row * depth, depth, keys + side * half, 64, Shape::head_dim / 2);
-      sums.store(scores_at(scores, side * 16, row), lanes);
-    }
+    Sums<count> sums;
+    sums.add(queries + row * depth, depth, keys, keys + Layout<Shape>::keys_bytes / 2, Shape::head_dim / 2, row == 0 ? next : nullptr);
+    unrolled<count>([&](auto r) __attribute__((always_inline)) {
+      store(scores_at(scores, 0, row + r), sums.sum(r, 0));
+      store(scores_at(scores, lanes, row + r), sums.sum(r, 1));
+    });
   });
 }
 
+// out[rows][columns] = probabilities . values of all blocks, two tiles of columns at a time.
 template <class Shape>
 void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const std::byte* next, float* out) {
   using L = Layout<Shape>;
-  for_row_groups(rows, [&](int row, auto group) {
-    for (int tile = 0; tile < L::columns / lanes; ++tile) {
-      Sums<group> sums;
+  constexpr int tiles = L::columns / lanes, pairs = factors_in_line / 2;  // of tokens whose probabilities lie together
+  for_row_groups(rows, [&](int row, auto count) {
+    for (int tile = 0; tile < tiles; tile += 2) {
+      const int other = std::min(tile + 1, tiles - 1);  // the last may be two times the same
+      const auto values = [&](int block, int t) { return blocks.keys[block] + L::keys_bytes + t * L::value_tile_bytes; };
+      const auto later = [&](int block) -> const std::byte* {  // what is read after the next block
+        if (row > 0) return nullptr;
+        if (block < blocks.count) return values(block, tile);
+        const bool is_last = tile + 2 >= tiles || block - blocks.count >= blocks.count;
+        return is_last ? next + (block - blocks.count) * 2 * L::value_tile_bytes : values(block - blocks.count, tile + 2);
+      };
+      Sums<count> sums;
       for (int b = 0; b < blocks.count; ++b) {
-        const std::byte* values = blocks.keys[b] + L::keys_bytes + tile * L::value_tile_bytes;
-        for (int side = 0; side < 2; ++side) {
-          const float* factors = scores_at(probabilities, b * block_size + side * 16, row);
-          sums.add(factors, lanes, values + side * L::value_tile_bytes / 2, 64, 8);
+        const std::byte* fetch = later(b + 2);
+        for (int slot = 0; slot < block_size; slot += factors_in_line) {
+          const auto* factors = reinterpret_cast<const Factor*>(scores_at(probabilities, b * block_size + slot, row));
+          sums.add(factors, lanes * sizeof(float) / sizeof(Factor), values(b, tile) + slot * 32, values(b, other) + slot * 32, pairs,
+                   fetch ? fetch + slot * 64 : nullptr);
         }
       }
-      sums.store(out + row * L::columns + tile * lanes, L::columns);
+      unrolled<count>([&](auto r) __attribute__((always_inline)) {
+        store(out + (row + r) * L::columns + tile * lanes, sums.sum(r, 0));
+        store(out + (row + r) * L::columns + other * lanes, sums.sum(r, 1));
+      });
     }
   });
-  begin_pages(next, L::keys_bytes);
 }
 
+#endif
+
+#if defined(__AVX512BF16__)
+inline void store_probabilities(float* at, f32x16 first, f32x16 second) {
+  _mm512_storeu_si512(at, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
+}
+#else
 inline void store_probabilities(float* at, f32x16 first, f32x16 second) {
   store(at, first);
   store(at + score_stride, second);
 }
-
 #endif
 
 }  // namespace slipway::paged_attention

@@ -129,7 +129,7 @@ def _state_bytes(head_dim: int) -> int:
 
 def _local_scratch(head_dim: int, target: Target) -> int:
     """Scores, queries, a vector for each row, states."""
-    query_bytes = -(-head_dim // 32) * 32 * (2 if target.isa == "amx" else 4)
+    query_bytes = -(-head_dim // 32) * 32 * (2 if target.isa in ("avx512_bf16", "amx") else 4)
     return SCORES_BYTES + TILE_ROWS * (ITEM_TILES * query_bytes + LINE) + (ITEM_TILES + 1) * _state_bytes(head_dim)
 
 

@@ -76,7 +76,7 @@ def measure(kernel: Kernel, lib, memory: np.ndarray, x: Tensor, outputs: int, th
 @click.option("--formats", default="bf16,int8,int4g128", show_default=True, help=", ".join(map(str, FORMATS)))
 @click.option("--shapes", default=",".join(SHAPES), show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--isa", default=host_isa, help="avx2, avx512 or amx; default: the strongest here")
+@click.option("--isa", default=host_isa, help="avx2, avx512, avx512_bf16 or amx; default: the strongest here")
 @click.option("--megabytes", default=600, show_default=True, help="of weights to go through, more than any cache holds")
 @click.option("--repeats", default=3, show_default=True)
 def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes: int, repeats: int) -> None:

@@ -17,8 +17,9 @@ struct bf16 {
 
 inline constexpr int lanes = 16;
 
-// Asks for the line at `at`. Not by the builtin: gcc takes a function of nothing but those for one without effect, and drops it.
+// Ask for the line at `at`. Not by the builtin: gcc takes a function of nothing but those for one without effect, and drops it.
 inline void prefetch_line(const void* at) { asm volatile("prefetcht0 %0" : : "m"(*static_cast<const std::byte*>(at))); }
+inline void prefetch_line_to_l2(const void* at) { asm volatile("prefetcht1 %0" : : "m"(*static_cast<const std::byte*>(at))); }
 
 #if defined(__AVX512F__)
 
@@ -45,6 +46,13 @@ inline f32x16 load(const bf16* at) {
 }
 inline void store(float* at, f32x16 a) { _mm512_storeu_ps(at, a.v); }
 inline void store_around_cache(float* at, f32x16 a) { _mm512_stream_ps(at, a.v); }  // `at` aligned; an sfence makes it visible
+
+// The four bytes at `at` in every lane.
+inline __m512i splat_word(const void* at) {
+  int32_t word;
+  std::memcpy(&word, at, sizeof word);
+  return _mm512_set1_epi32(word);
+}
 
 // Even and odd elements of 32 bf16 in memory.
 inline std::pair<f32x16, f32x16> load_pairs(const std::byte* at) {

@@ -135,10 +135,10 @@ void prefetch(const std::byte* at) {
 }
 
 // What a front-to-back reader of one panel, then of another, should ask for while it works on a block: the one that lies about
-// 2 KB further on.
-template <class P>
+// `bytes` further on, or in the panel that follows.
+template <class P, int bytes = 2048>
 struct Ahead {
-  static constexpr int block_bytes = P::Weights::block_bytes, distance = ceil_div(2048, block_bytes);  // in blocks
+  static constexpr int block_bytes = P::Weights::block_bytes, distance = std::min(P::blocks, int{ceil_div(bytes, block_bytes)});
   const std::byte *panel, *following;
 
   const std::byte* block(int64_t index) const {

@@ -1,4 +1,5 @@
-// Activations as the kernels read them: float32 rows, bf16 tiles, or tiles of 16-bit fixed point in two int8 planes.
+// Activations as the kernels read them: rows of float32, bf16 or int8 blocks; on AMX tiles of bf16, or of 16-bit fixed point in
+// two int8 planes.
 #pragma once
 #include "linear/host/problem.hpp"
 
@@ -8,10 +9,10 @@ inline constexpr int private_rows = 4;  // up to here every thread packs the row
 
 // `width` inputs from k on as sixteen-lane vectors; zeros beyond `inputs`.
 template <int inputs, class In>
-f32x16 input(const In* row, int k) {
+f32x16 input(const In* row, int64_t k) {
   if (k + lanes <= inputs) return load(row + k);
   if (k >= inputs) return f32x16::splat(0);
-  return load(row + k, inputs - k);
+  return load(row + k, static_cast<int>(inputs - k));
 }
 
 // [rows][width] float32, width = inputs rounded up to whole blocks, zeros at the end.
@@ -51,6 +52,67 @@ struct Bf16Rows {
 };
 
 #if defined(__AVX512F__)
+// The largest magnitude of inputs [k, k + count) of a row. As unsigned bits NaN is larger than every number: it becomes a scale
+// and so reaches the outputs.
+template <int inputs, class In>
+float absolute_maximum(const In* row, int64_t k, int64_t count) {
+  __m512i largest = _mm512_setzero_si512();
+  for (const int64_t end = k + count; k < end; k += lanes)
+    largest = _mm512_max_epu32(largest, _mm512_castps_si512(abs(input<inputs>(row, k)).v));
+  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+#endif
+
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+// [rows][k] bf16, zeros behind the inputs; a line more than a row holds keeps rows apart in the cache's sets.
+template <class P>
+struct PairRows {
+  static constexpr int row_multiple = 1;
+  static constexpr int64_t width = int64_t{P::blocks} * P::Weights::block_k, row_bytes = 2 * width + 64;
+  std::byte* values;
+
+  PairRows(std::byte* scratch, int64_t) : values(scratch) {}
+  const std::byte* row(int64_t r) const { return values + r * row_bytes; }
+  void pack(int64_t r, const typename P::In* from) const {
+    for (int64_t k = 0; k < width; k += lanes) store(reinterpret_cast<bf16*>(values + r * row_bytes + k * 2), input<P::inputs>(from, k));
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
+// [rows][blocks]{int8[block_k], scale float32, start int32}: x = scale * code; start: minus the sum of the codes times the weights'
+// common zero.
+template <class P>
+struct ByteRows {
+  static constexpr int row_multiple = 1, block_k = P::Weights::block_k, scale_at = block_k, start_at = block_k + 4;
+  static constexpr int64_t block_bytes = block_k + 8, row_bytes = P::blocks * block_bytes;
+  std::byte* values;
+
+  ByteRows(std::byte* scratch, int64_t) : values(scratch) {}
+  const std::byte* row(int64_t r) const { return values + r * row_bytes; }
+  void pack(int64_t r, const typename P::In* from) const {
+    std::byte* at = values + r * row_bytes;
+    for (int64_t b = 0; b < P::blocks; ++b, at += block_bytes) {
+      const float largest = absolute_maximum<P::inputs>(from, b * block_k, block_k), scale = largest / 127;
+      const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
+      __m512i sum = _mm512_setzero_si512();
+      for (int i = 0; i < block_k; i += lanes) {
+        const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(input<P::inputs>(from, b * block_k + i).v, inverse));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(at + i), _mm512_cvtsepi32_epi8(codes));
+        sum = _mm512_add_epi32(sum, codes);
+      }
+      const int32_t start = -P::Weights::common_zero * _mm512_reduce_add_epi32(sum);
+      std::memcpy(at + scale_at, &scale, sizeof scale);
+      std::memcpy(at + start_at, &start, sizeof start);
+    }
+  }
+};
+#endif
+
+#if defined(__AMX_TILE__)
 // x = scale * (256 * high + low): [rows / 8][k_steps][8 x {high[64], low[64]}] int8, AMX A tiles of 8 rows. Beside them
 // each row's scale and the sums of its high and low plane, times the weights' common zero.
 template <class P>
@@ -71,7 +133,7 @@ struct FixedRows {
   const std::byte* planes_of(int64_t r) const { return tiles + r / 8 * tile_row_bytes + r % 8 * 128; }
 
   void pack(int64_t r, const typename P::In* from) const {
-    const float largest = absolute_maximum(from);
+    const float largest = absolute_maximum<P::inputs>(from, 0, P::inputs);
     scales[r] = largest / 32639;
     const __m512 inverse = _mm512_set1_ps(largest > 0 ? 32639 / largest : 0);
     std::byte* at = tiles + r / 8 * tile_row_bytes + r % 8 * 128;
@@ -88,17 +150,6 @@ struct FixedRows {
     }
     sums[r] = Weights::common_zero * _mm512_reduce_add_epi32(high_sum);
     sums[padded + r] = Weights::common_zero * _mm512_reduce_add_epi32(low_sum);
-  }
-
-  // As unsigned bits NaN is larger than every number: it becomes the row's scale and so reaches the outputs.
-  static float absolute_maximum(const typename P::In* from) {
-    __m512i largest = _mm512_setzero_si512();
-    for (int k = 0; k < P::inputs; k += lanes)
-      largest = _mm512_max_epu32(largest, _mm512_castps_si512(abs(input<P::inputs>(from, k)).v));
-    const uint32_t bits = _mm512_reduce_max_epu32(largest);
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
   }
 };
 #endif

@@ -1,0 +1,83 @@
+// Rows of activations in passes over a panel: as many rows at a time as registers hold sums for.
+#pragma once
+#include "linear/host/problem.hpp"
+#include "slipway/unroll.hpp"
+
+namespace slipway::linear {
+
+// What a lone pass over a panel fetches meanwhile: what it reads 6 KB further on.
+template <class P>
+class FetchAhead {
+ public:
+  static constexpr bool is_lone = true;
+  FetchAhead(const std::byte* panel, const std::byte* following) : ahead_{panel, following} {}
+  void begin(int64_t block) { next_ = ahead_.block(block); }
+  // The lines that go with part `index` of `count` parts of the block's work.
+  template <int count>
+  void part(int index) const {
+    constexpr int lines = P::Weights::block_bytes / 64, share = ceil_div(lines, count);
+    for (int line = index * share; line < std::min(lines, (index + 1) * share); ++line) prefetch_line_to_l2(next_ + line * 64);
+  }
+
+ private:
+  const Ahead<P, 6144> ahead_;
+  const std::byte* next_ = nullptr;
+};
+
+// What one of several passes fetches meanwhile: its part of the panel that follows. The passes find their own in L2.
+template <class P>
+class FetchFollowing {
+ public:
+  static constexpr bool is_lone = false;
+  FetchFollowing(const std::byte* following, int64_t pass, int64_t passes)
+      : lines_(pass < block_lines ? static_cast<int>(ceil_div(block_lines, passes)) : 0),  // beyond, the panel has been fetched
+        from_(following + pass * P::blocks * lines_ * 64) {}
+  void begin(int64_t block) { next_ = from_ + block * lines_ * 64; }
+  template <int count>
+  void part(int index) const {
+    constexpr int share = ceil_div(block_lines, 2 * count);  // passes are two or more
+    for (int line = index * share; line < (index + 1) * share; ++line) {
+      if (line < lines_) prefetch_line_to_l2(next_ + line * 64);
+    }
+  }
+
+ private:
+  static constexpr int block_lines = P::Weights::block_bytes / 64;
+  const int lines_;  // a block
+  const std::byte *const from_, *next_ = nullptr;
+};
+
+// use(line, tile as a constant) for the lines of a block's two column tiles, `lines` each: in the order of memory, which a
+// processor may read twice as fast as two streams, or pair by pair, so that activations are loaded once.
+template <int lines, bool in_memory_order, class Use>
+[[gnu::always_inline]] inline void each_line(Use use) {
+  if constexpr (in_memory_order) {
+    unrolled<2>([&](auto tile) __attribute__((always_inline)) {
+#pragma GCC unroll 32
+      for (int line = 0; line < lines; ++line) use(line, tile);
+      asm volatile("" ::: "memory");  // or gcc keeps all activations of the block for the other tile, and spills them
+    });
+  } else {
+#pragma GCC unroll 32
+    for (int line = 0; line < lines; ++line) unrolled<2>([&](auto tile) __attribute__((always_inline)) { use(line, tile); });
+  }
+}
+
+// multiply(first row, rows as a constant, panel's index, panel, fetch) for all rows and this thread's panels.
+template <class P, int most_rows, class Multiply>
+void each_pass(const Call& call, Stream<panel_chunk<P>>& stream, Multiply multiply) {
+  const int64_t passes = ceil_div(call.rows, most_rows);
+  stream.each([&](int64_t index, int64_t following) {
+    const std::byte *panel = P::panel(call, index), *next = P::panel(call, following);
+    if (passes == 1) {
+      return with_constant<most_rows>(call.rows, [&](auto rows) { multiply(int64_t{0}, rows, index, panel, FetchAhead<P>(panel, next)); });
+    }
+    for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
+      const int64_t count = ceil_div(call.rows - row, passes - pass);
+      with_constant<most_rows>(count, [&](auto rows) { multiply(row, rows, index, panel, FetchFollowing<P>(next, pass, passes)); });
+      row += count;
+    }
+  });
+}
+
+}  // namespace slipway::linear
