@@ -97,6 +97,7 @@ def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: 
     from slipway.compiler.machine import measure_limits
     from slipway.runtime.machine import usable_cores
 
+    start_time(loading)  # weights come into the page cache
     start_s = statistics.median(start_time(loading) for _ in range(rounds))
     with loading.engine() as engine:
         threads = loading.threads or usable_cores()
