@@ -14,7 +14,8 @@ test: install            ## every test that needs no GPU
 benchmarks: install      ## the machine's limits, the kernels, a whole engine
 	$(BIN)/python tests/benchmarks/bench_linear.py
 	$(BIN)/python tests/benchmarks/bench_attention.py
-	$(BIN)/python tests/benchmarks/bench_engine.py
+	$(BIN)/slipway build demo-llama/cpu-int8 -o build/benchmarks --force
+	$(BIN)/slipway bench build/benchmarks
 
 soak: install            ## 500 mixed requests in five minutes; fails if a KV block leaks
 	$(BIN)/slipway build demo-llama/cpu-int8 -o build/soak
