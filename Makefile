@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c .ci/constraints.txt
 
-.PHONY: demo test install benchmarks soak size clean
+.PHONY: demo test install benchmarks peers soak size clean
 
 demo: install            ## build the demo engine, serve it behind Triton, stream a completion
 	$(BIN)/python -m slipway.compiler.cli.demo
@@ -16,6 +16,9 @@ benchmarks: install      ## the machine's limits, the kernels, a whole engine
 	$(BIN)/python tests/benchmarks/bench_attention.py
 	$(BIN)/slipway build demo-llama/cpu-int8 -o build/benchmarks --force
 	$(BIN)/slipway bench build/benchmarks
+
+peers: install           ## Slipway beside vLLM in one run, and the ratios aimed at
+	$(BIN)/python tests/benchmarks/bench_peers.py
 
 soak: install            ## 500 mixed requests in five minutes; fails if a KV block leaks
 	$(BIN)/slipway build demo-llama/cpu-int8 -o build/soak

