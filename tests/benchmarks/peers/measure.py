@@ -43,9 +43,9 @@ class Figures:
 
 
 def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tuple[Figures, MachineLimits]:
-    """One turn, and the machine's limits just before it. seed: the same prompts for all contestants of a round."""
+    """One turn, and the machine's limits: the higher ones of just before and just after. seed: all contestants of a round have the same prompts."""
     contestant.read_files()
-    limits = measure_limits(threads)
+    before = measure_limits(threads)
     started = time.perf_counter()
     with contestant.worker(logs) as worker:
         prompts = Prompts(seed)
@@ -55,6 +55,7 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         decode = {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE}
         (long,), (tail,) = prompts.draw(1, LONG), prompts.draw(1, TAIL)
         cold_s, shared_s = (worker.ask([prompt], 1)[0][0] for prompt in (long, long + tail))
+    limits = max(before, measure_limits(threads), key=lambda limits: limits.read_bytes_per_s)
     share = contestant.bytes_of_step(PROMPT + NEW // 2) * decode[1] / limits.read_bytes_per_s if contestant.is_ours else None
     return Figures(decode, cold_s, shared_s, start_s, share), limits
 
