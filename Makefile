@@ -21,7 +21,7 @@ peers: install           ## Slipway beside vLLM in one run, and the ratios aimed
 	$(BIN)/python tests/benchmarks/bench_peers.py
 
 soak: install            ## 500 mixed requests in five minutes; fails if a KV block leaks
-	$(BIN)/slipway build demo-llama/cpu-int8 -o build/soak
+	$(BIN)/slipway build demo-llama/cpu-int8 -o build/soak --force
 	$(BIN)/python tests/benchmarks/soak.py build/soak
 
 install: $(VENV)/installed
