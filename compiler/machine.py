@@ -28,7 +28,7 @@ class MachineLimits:
     flops_per_s: float
 
     def seconds(self, bytes_moved: float, flops: float) -> float:
-        """The time below which this work cannot be done, none of the bytes being in the caches."""
+        """What this work takes at both limits, none of the bytes being in the caches. Integers may be multiplied faster."""
         return max(bytes_moved / self.read_bytes_per_s, flops / self.flops_per_s)
 
 

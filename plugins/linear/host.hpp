@@ -24,6 +24,7 @@ void run(const Call& call) {
 template <class P, bool biased, int64_t private_bytes, int64_t local_bytes>
 void run(const Call& call) {
   const float* bias = P::bias(call, biased);
+  static_assert(private_bytes % 64 == 0);
 #if defined(__AVX512VNNI__)
   if constexpr (P::Weights::integer) return run_int8_dots<P>(call, call.local + private_bytes, bias);
   else

@@ -16,7 +16,7 @@ from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.quantization.formats import BF16, FORMATS, WeightFormat
 
-MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32
+MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32 (on AMX; elsewhere integers are summed a block at a time)
 ROW_BLOCK_BYTES = 1_150_000  # of packed rows that share a core's L2 with the panels that pass
 
 
@@ -34,7 +34,7 @@ def _(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Problem:
-    """Shapes and scratch of one linear on one target. Mirrors plugins/linear/host: static_asserts there hold them together."""
+    """Shapes and scratch of one linear on one target. Mirrors plugins/linear/host."""
 
     outputs: int
     inputs: int
@@ -65,7 +65,7 @@ class Problem:
     def local_bytes(self) -> int:
         """Scratch of a thread: rows it packs for itself; spread int4 weights; on AMX also the sums of the many-row kernel."""
         if self.target.isa != "amx":
-            return self.private_bytes + (pack.PANEL * self.columns if self.fmt.group_size else 0)
+            return self.private_bytes + (pack.PANEL * self.columns if self.fmt.group_size and self.target.isa != "avx2" else 0)
         steps = -(-self.columns // (32 if self.fmt == BF16 else 64))
         tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
         sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)

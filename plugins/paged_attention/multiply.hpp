@@ -218,11 +218,10 @@ void multiply_values(const float* probabilities, int rows, const Blocks& blocks,
     for (int tile = 0; tile < tiles; tile += 2) {
       const int other = std::min(tile + 1, tiles - 1);  // the last may be two times the same
       const auto values = [&](int block, int t) { return blocks.keys[block] + L::keys_bytes + t * L::value_tile_bytes; };
-      const auto later = [&](int block) -> const std::byte* {  // what is read after the next block
+      const auto later = [&](int block) -> const std::byte* {  // what is read after the next two tiles
         if (row > 0) return nullptr;
-        if (block < blocks.count) return values(block, tile);
-        const bool is_last = tile + 2 >= tiles || block - blocks.count >= blocks.count;
-        return is_last ? next + (block - blocks.count) * 2 * L::value_tile_bytes : values(block - blocks.count, tile + 2);
+        const int column = tile + block / blocks.count * 2, behind = (column - tiles + 1) / 2 * blocks.count + block % blocks.count;
+        return column < tiles ? values(block % blocks.count, column) : next + behind * 2 * L::value_tile_bytes;
       };
       Sums<count> sums;
       for (int b = 0; b < blocks.count; ++b) {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from slipway.compiler import pipeline, verify
 from slipway.compiler.errors import UserError
+from slipway.compiler.machine import host_isas
 from slipway.compiler.progress import Progress
 from slipway.recipes import schema
 from slipway.runtime.errors import EngineError
@@ -238,6 +239,6 @@ def test_libraries_draw_and_print_nothing_into_a_build(build, tiny, tmp_path, mo
 
 
 def test_every_isa_builds(build):
-    for isa in ("avx2", "avx512"):
+    for isa in host_isas():
         engine, _ = build("llama", f"cpu.isa={isa}", out=isa)
         assert Manifest.read(engine).target.isa == isa

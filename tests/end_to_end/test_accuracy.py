@@ -39,6 +39,13 @@ def test_the_build_has_measured_its_divergence(build, model, precision):
     assert verified["tokens"] >= 1024 and verified["top1"] > TOP1_LIMITS[precision]
 
 
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_weaker_isas_keep_the_limit_of_int8(build, isa):
+    """Each multiplies integer weights in an arithmetic of its own."""
+    engine = build("demo-llama/cpu-int8", f"cpu.isa={isa}")
+    assert json.loads((engine / "verify.json").read_text())["kl"] < KL_LIMITS["int8"] / 2
+
+
 def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):
     kl = [json.loads((build(f"{model}/cpu-{p}") / "verify.json").read_text())["kl"] for p in ("bf16", "int8", "int4")]
     assert kl[0] < kl[1] < kl[2]

@@ -111,7 +111,7 @@ def expected(case, target):
         held = round_trip(weight, case.fmt).double()
         sums.append(x.double() @ held.T)
         magnitudes.append(x.double().abs() @ held.abs().T)
-    precise = 2e-7 * case.inputs**0.5 + (2**-15 if case.fmt.bits < 16 else 0)
+    precise = 2e-7 * case.inputs**0.5 + (2**-15 if case.fmt.bits < 16 and target.isa == "amx" else 0)
     errors = [m * precise for m in magnitudes]
     if case.activation:
         gate, up = ACTIVATIONS[case.activation](sums[0]), sums[1]
@@ -148,7 +148,7 @@ def test_equals_meaning_for_any_rows_and_threads(case, target):
             assert torch.equal(run(case, target, rows, threads), whole[:rows])
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS[-1:], ids=str)
+@pytest.mark.parametrize("target", HOST_TARGETS[1:], ids=str)
 @pytest.mark.parametrize("case", LONG_CASES, ids=str)
 def test_many_rows_equal_few(case, target):
     got = run(case, target, case.rows)
@@ -156,30 +156,38 @@ def test_many_rows_equal_few(case, target):
     assert torch.equal(got[:33], run(case, target, 33, 1))
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.fmt.bits < 16], ids=str)
+def test_integers_give_the_same_bits_with_and_without_bf16(case):
+    vnni = [target for target in HOST_TARGETS if target.isa.startswith("avx512")]
+    first, *others = [run(case, target, case.rows) for target in vnni]
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
-@pytest.mark.parametrize("case", CASES[:2], ids=str)
-def test_nan_and_infinity_reach_their_row_only(case, target):
+@pytest.mark.parametrize("case", CASES[:3], ids=str)
+def test_what_is_not_finite_reaches_its_row_only(case, target, value):
     kernel, lib, weights = compiled(case, target)
     x, out = case.x[:3].clone(), torch.empty(3, case.outputs)
-    x[1, 5] = torch.nan
+    x[1, 5] = value
     run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch_at(len(x)), local_scratch=kernel.local_scratch)
-    assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
+    assert not out[1].isfinite().any() and out[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("target", HOST_TARGETS[1:], ids=str)
 @pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
 def test_a_large_input_costs_the_others_what_is_said(case, target):
-    """Each product of integer weights is off by 2^-16 of the row's largest input at most; without AMX by a 254th of its block's."""
+    """Factors of integer weights are off by 2^-16 of the row's largest input at most; without AMX by a 254th of their block's."""
     kernel, lib, weights = compiled(case, target)
     x, out = case.x[:2].clone(), torch.empty(2, case.outputs)
     x[:, 5] = 3000.0
     run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch, local_scratch=kernel.local_scratch)
-    held = round_trip(case.weights[0], case.fmt).double()
-    off = (out.double() - (x.double() @ held.T + case.bias)).abs()
-    step, others = (2**-16, held.abs()) if target.isa == "amx" else (1 / 254, held[:, : pack.block_k(case.fmt)].abs())
-    rest = 0 if target.isa == "amx" else x[:, pack.block_k(case.fmt) :].abs().max() / 254 * held.abs().sum(1)
-    allowed = 3000 * step * others.sum(1) + rest + 1e-5 * 3000 * held[:, 5].abs() + 1e-6
-    assert (off <= allowed).all()
+    held, meant = round_trip(case.weights[0], case.fmt).double(), multiplied(x, case.fmt, target).double()
+    precise = 3000 * 2**-16 * held.abs().sum(1) if target.isa == "amx" else 0
+    off = (out.double() - (meant @ held.T + case.bias)).abs()
+    assert (off <= precise + 1e-5 * 3000 * held[:, 5].abs() + 1e-6).all()
+    block = pack.block_k(case.fmt)
+    assert ((meant - x)[:, block:].abs() <= x[:, block:].abs().max() / 254 * 1.001).all()  # what lies in other blocks does not suffer
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,11 +14,11 @@ template <int count, class Body>
   }(std::make_integer_sequence<int, count>{});
 }
 
-// Calls body with `count`, 1 .. most, as a constant.
-template <int most, class Body>
+// Calls body with `count`, least .. most, as a constant.
+template <int most, int least = 1, class Body>
 void with_constant(int64_t count, Body body) {
-  if constexpr (most > 1) {
-    if (count < most) return with_constant<most - 1>(count, body);
+  if constexpr (most > least) {
+    if (count < most) return with_constant<most - 1, least>(count, body);
   }
   body(std::integral_constant<int, most>{});
 }

@@ -10,7 +10,7 @@ template <class P>
 void run_bf16_dots(const Call& call, const float* bias) {
   constexpr int most_rows = 8;
   Stream<panel_chunk<P>> stream(call, P::panels);
-  Ahead<P>::begin(P::panel(call, stream.first()));
+  Ahead<P, 6144>::begin(P::panel(call, stream.first()));
   const PairRows<P> rows = pack_rows<P, PairRows<P>>(call);
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {
@@ -19,8 +19,8 @@ void run_bf16_dots(const Call& call, const float* bias) {
     unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
     for (int64_t b = 0; b < P::blocks; ++b, panel += 2048, x += 64) {
       fetch.begin(b);
-      each_line<16, decltype(fetch)::is_lone>([&](int pair, auto tile) __attribute__((always_inline)) {
-        fetch.template part<32>(2 * pair + tile);
+      each_line<16, decltype(fetch)::is_lone>([&](int pair, auto tile, int step) __attribute__((always_inline)) {
+        fetch.template part<32>(step);
         const auto weights = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + tile * 1024 + pair * 64));
         unrolled<count>([&](auto r) __attribute__((always_inline)) {
           const auto factor = reinterpret_cast<__m512bh>(splat_word(x + r * PairRows<P>::row_bytes + pair * 4));

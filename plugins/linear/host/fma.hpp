@@ -1,4 +1,4 @@
-// Weights decoded to float32 and multiplied with fused multiply-adds: every format on AVX2, bf16 on AVX-512.
+// Weights decoded to float32 and multiplied with fused multiply-adds: every format on AVX2, bf16 on AVX-512 without BF16.
 #pragma once
 #include "linear/host/rows.hpp"
 

@@ -13,8 +13,8 @@ namespace slipway::linear {
 template <class P>
 constexpr int block_quads = P::Weights::block_k / 4;
 
-// Where the int8 weights of a panel come from. Calls use(quad, tile as a constant, weights) for every four inputs of a block and
-// column tile.
+// Where the int8 weights of a panel come from. Calls use(quad, tile as a constant, calls before, weights) for every four inputs of
+// a block and column tile.
 template <class P, bool in_memory_order>
 struct StoredWeights {
   const std::byte* panel;
@@ -22,8 +22,8 @@ struct StoredWeights {
   template <class Use>
   [[gnu::always_inline]] void each(int64_t block, Use use) const {
     const std::byte* at = panel + block * 64 * 2 * block_quads<P>;
-    each_line<block_quads<P>, in_memory_order>([&](int quad, auto tile) __attribute__((always_inline)) {
-      use(quad, tile, _mm512_load_si512(at + (tile * block_quads<P> + quad) * 64));
+    each_line<block_quads<P>, in_memory_order>([&](int quad, auto tile, int step) __attribute__((always_inline)) {
+      use(quad, tile, step, _mm512_load_si512(at + (tile * block_quads<P> + quad) * 64));
     });
   }
 };
@@ -37,8 +37,8 @@ struct CodedWeights {
     using Weights = typename P::Weights;
     const std::byte* at = panel + block * Weights::block_bytes;
     const Ladders<Weights> ladders(at);
-    each_line<block_quads<P>, false>([&](int quad, auto tile) __attribute__((always_inline)) {
-      use(quad, tile, ladders.template weights<tile>(_mm512_load_si512(at + Weights::header_bytes + quad * 64)));
+    each_line<block_quads<P>, false>([&](int quad, auto tile, int step) __attribute__((always_inline)) {
+      use(quad, tile, step, ladders.template weights<tile>(_mm512_load_si512(at + Weights::header_bytes + quad * 64)));
     });
   }
 };
@@ -46,7 +46,7 @@ struct CodedWeights {
 template <class P>
 void spread(const CodedWeights<P>& coded, std::byte* to) {
   for (int64_t b = 0; b < P::blocks; ++b, to += 64 * 2 * block_quads<P>)
-    coded.each(b, [&](int quad, auto tile, __m512i weights) { _mm512_store_si512(to + (tile * block_quads<P> + quad) * 64, weights); });
+    coded.each(b, [&](int quad, auto tile, int, __m512i weights) { _mm512_store_si512(to + (tile * block_quads<P> + quad) * 64, weights); });
 }
 
 template <class P, int count, class Source, class Fetch>
@@ -61,8 +61,8 @@ void multiply_rows(const ByteRows<P>& rows, int64_t row, const Source& weights, 
       block[r][0] = block[r][1] = splat_word(x + r * ByteRows<P>::row_bytes + ByteRows<P>::start_at);
     });
     fetch.begin(b);
-    weights.each(b, [&](int quad, auto tile, __m512i of_tile) __attribute__((always_inline)) {
-      fetch.template part<2 * block_quads<P>>(2 * quad + tile);
+    weights.each(b, [&](int quad, auto tile, int step, __m512i of_tile) __attribute__((always_inline)) {
+      fetch.template part<2 * block_quads<P>>(step);
       unrolled<count>([&](auto r) __attribute__((always_inline)) {
         block[r][tile] = _mm512_dpbusd_epi32(block[r][tile], of_tile, splat_word(x + r * ByteRows<P>::row_bytes + quad * 4));
       });
@@ -83,7 +83,7 @@ template <class P>
 void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias) {
   constexpr int most_rows = 6;
   Stream<panel_chunk<P>> stream(call, P::panels);
-  Ahead<P>::begin(P::panel(call, stream.first()));
+  Ahead<P, 6144>::begin(P::panel(call, stream.first()));
   const ByteRows<P> rows = pack_rows<P, ByteRows<P>>(call);
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {

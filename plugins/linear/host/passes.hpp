@@ -5,7 +5,9 @@
 
 namespace slipway::linear {
 
-// What a lone pass over a panel fetches meanwhile: what it reads 6 KB further on.
+// Lines that a pass over a panel asks for while it works, into L2.
+
+// A lone pass: those that lie 6 KB further on.
 template <class P>
 class FetchAhead {
  public:
@@ -24,48 +26,51 @@ class FetchAhead {
   const std::byte* next_ = nullptr;
 };
 
-// What one of several passes fetches meanwhile: its part of the panel that follows. The passes find their own in L2.
+// One of several passes: its share of the panel that follows. They find their own in L2.
 template <class P>
 class FetchFollowing {
  public:
   static constexpr bool is_lone = false;
-  FetchFollowing(const std::byte* following, int64_t pass, int64_t passes)
-      : lines_(pass < block_lines ? static_cast<int>(ceil_div(block_lines, passes)) : 0),  // beyond, the panel has been fetched
-        from_(following + pass * P::blocks * lines_ * 64) {}
+  FetchFollowing(const std::byte* following, int64_t pass, int64_t passes) {
+    const int64_t share = ceil_div(block_lines, passes), first = std::min(block_lines, pass * share);
+    lines_ = static_cast<int>(std::min(share, block_lines - first));
+    from_ = following + P::blocks * first * 64;
+  }
   void begin(int64_t block) { next_ = from_ + block * lines_ * 64; }
   template <int count>
   void part(int index) const {
-    constexpr int share = ceil_div(block_lines, 2 * count);  // passes are two or more
-    for (int line = index * share; line < (index + 1) * share; ++line) {
+    constexpr int most = ceil_div(block_lines, 2 * count);  // passes are two or more
+    for (int line = index * most; line < (index + 1) * most; ++line) {
       if (line < lines_) prefetch_line_to_l2(next_ + line * 64);
     }
   }
 
  private:
-  static constexpr int block_lines = P::Weights::block_bytes / 64;
-  const int lines_;  // a block
-  const std::byte *const from_, *next_ = nullptr;
+  static constexpr int64_t block_lines = P::Weights::block_bytes / 64;
+  int lines_;  // a block
+  const std::byte *from_, *next_ = nullptr;
 };
 
-// use(line, tile as a constant) for the lines of a block's two column tiles, `lines` each: in the order of memory, which a
-// processor may read twice as fast as two streams, or pair by pair, so that activations are loaded once.
+// use(line, tile as a constant, calls before) for the lines of a block's two column tiles, `lines` each: in the order of memory,
+// which Zen 4 reads half again as fast as two streams, or pair by pair, so that activations are loaded once.
 template <int lines, bool in_memory_order, class Use>
 [[gnu::always_inline]] inline void each_line(Use use) {
   if constexpr (in_memory_order) {
     unrolled<2>([&](auto tile) __attribute__((always_inline)) {
 #pragma GCC unroll 32
-      for (int line = 0; line < lines; ++line) use(line, tile);
+      for (int line = 0; line < lines; ++line) use(line, tile, tile * lines + line);
       asm volatile("" ::: "memory");  // or gcc keeps all activations of the block for the other tile, and spills them
     });
   } else {
 #pragma GCC unroll 32
-    for (int line = 0; line < lines; ++line) unrolled<2>([&](auto tile) __attribute__((always_inline)) { use(line, tile); });
+    for (int line = 0; line < lines; ++line) unrolled<2>([&](auto tile) __attribute__((always_inline)) { use(line, tile, 2 * line + tile); });
   }
 }
 
 // multiply(first row, rows as a constant, panel's index, panel, fetch) for all rows and this thread's panels.
 template <class P, int most_rows, class Multiply>
 void each_pass(const Call& call, Stream<panel_chunk<P>>& stream, Multiply multiply) {
+  constexpr int least_rows = (most_rows + 1) / 2;  // of several passes of nearly one size
   const int64_t passes = ceil_div(call.rows, most_rows);
   stream.each([&](int64_t index, int64_t following) {
     const std::byte *panel = P::panel(call, index), *next = P::panel(call, following);
@@ -74,7 +79,7 @@ void each_pass(const Call& call, Stream<panel_chunk<P>>& stream, Multiply multip
     }
     for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
       const int64_t count = ceil_div(call.rows - row, passes - pass);
-      with_constant<most_rows>(count, [&](auto rows) { multiply(row, rows, index, panel, FetchFollowing<P>(next, pass, passes)); });
+      with_constant<most_rows, least_rows>(count, [&](auto rows) { multiply(row, rows, index, panel, FetchFollowing<P>(next, pass, passes)); });
       row += count;
     }
   });

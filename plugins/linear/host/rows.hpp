@@ -52,16 +52,16 @@ struct Bf16Rows {
 };
 
 #if defined(__AVX512F__)
-// The largest magnitude of inputs [k, k + count) of a row. As unsigned bits NaN is larger than every number: it becomes a scale
-// and so reaches the outputs.
+// The largest magnitude of inputs [k, k + count) of a row, NaN if one is not finite: as a scale it reaches all outputs. As unsigned
+// bits NaN is larger than every number.
 template <int inputs, class In>
 float absolute_maximum(const In* row, int64_t k, int64_t count) {
   __m512i largest = _mm512_setzero_si512();
   for (const int64_t end = k + count; k < end; k += lanes)
     largest = _mm512_max_epu32(largest, _mm512_castps_si512(abs(input<inputs>(row, k)).v));
-  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  const uint32_t bits = _mm512_reduce_max_epu32(largest), nan = 0x7fc00000;
   float value;
-  std::memcpy(&value, &bits, sizeof value);
+  std::memcpy(&value, bits < 0x7f800000 ? &bits : &nan, sizeof value);
   return value;
 }
 #endif
@@ -100,8 +100,9 @@ struct ByteRows {
       const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
       __m512i sum = _mm512_setzero_si512();
       for (int i = 0; i < block_k; i += lanes) {
-        const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(input<P::inputs>(from, b * block_k + i).v, inverse));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(at + i), _mm512_cvtsepi32_epi8(codes));
+        const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(input<P::inputs>(from, b * block_k + i).v, inverse));
+        const __m512i codes = _mm512_max_epi32(steps, _mm512_set1_epi32(-127));  // what is not finite
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(at + i), _mm512_cvtepi32_epi8(codes));
         sum = _mm512_add_epi32(sum, codes);
       }
       const int32_t start = -P::Weights::common_zero * _mm512_reduce_add_epi32(sum);
@@ -130,7 +131,6 @@ struct FixedRows {
       : tiles(scratch), scales(reinterpret_cast<float*>(scratch + rows * 128 * k_steps)),
         sums(reinterpret_cast<int32_t*>(scales + rows)), padded(rows) {}
 
-  const std::byte* planes_of(int64_t r) const { return tiles + r / 8 * tile_row_bytes + r % 8 * 128; }
 
   void pack(int64_t r, const typename P::In* from) const {
     const float largest = absolute_maximum<P::inputs>(from, 0, P::inputs);
