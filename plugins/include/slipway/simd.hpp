@@ -20,6 +20,7 @@ inline constexpr int lanes = 16;
 // Ask for the line at `at`. Not by the builtin: gcc takes a function of nothing but those for one without effect, and drops it.
 inline void prefetch_line(const void* at) { asm volatile("prefetcht0 %0" : : "m"(*static_cast<const std::byte*>(at))); }
 inline void prefetch_line_to_l2(const void* at) { asm volatile("prefetcht1 %0" : : "m"(*static_cast<const std::byte*>(at))); }
+inline void prefetch_line_to_write(const void* at) { asm volatile("prefetchw %0" : : "m"(*static_cast<const std::byte*>(at))); }
 
 #if defined(__AVX512F__)
 

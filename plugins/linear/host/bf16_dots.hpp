@@ -15,11 +15,12 @@ void run_bf16_dots(const Call& call, const float* bias) {
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {
     const std::byte* x = rows.row(row);
+    output.expect(row, count, index);
     __m512 sums[count][2];
     unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
     for (int64_t b = 0; b < P::blocks; ++b, panel += 2048, x += 64) {
       fetch.begin(b);
-      each_line<16, decltype(fetch)::is_lone>([&](int pair, auto tile, int step) __attribute__((always_inline)) {
+      each_line<16>([&](int pair, auto tile, int step) __attribute__((always_inline)) {
         fetch.template part<32>(step);
         const auto weights = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + tile * 1024 + pair * 64));
         unrolled<count>([&](auto r) __attribute__((always_inline)) {

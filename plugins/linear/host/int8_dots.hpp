@@ -15,14 +15,14 @@ constexpr int block_quads = P::Weights::block_k / 4;
 
 // Where the int8 weights of a panel come from. Calls use(quad, tile as a constant, calls before, weights) for every four inputs of
 // a block and column tile.
-template <class P, bool in_memory_order>
+template <class P>
 struct StoredWeights {
   const std::byte* panel;
 
   template <class Use>
   [[gnu::always_inline]] void each(int64_t block, Use use) const {
     const std::byte* at = panel + block * 64 * 2 * block_quads<P>;
-    each_line<block_quads<P>, in_memory_order>([&](int quad, auto tile, int step) __attribute__((always_inline)) {
+    each_line<block_quads<P>>([&](int quad, auto tile, int step) __attribute__((always_inline)) {
       use(quad, tile, step, _mm512_load_si512(at + (tile * block_quads<P> + quad) * 64));
     });
   }
@@ -37,9 +37,13 @@ struct CodedWeights {
     using Weights = typename P::Weights;
     const std::byte* at = panel + block * Weights::block_bytes;
     const Ladders<Weights> ladders(at);
-    each_line<block_quads<P>, false>([&](int quad, auto tile, int step) __attribute__((always_inline)) {
-      use(quad, tile, step, ladders.template weights<tile>(_mm512_load_si512(at + Weights::header_bytes + quad * 64)));
-    });
+#pragma GCC unroll 32
+    for (int quad = 0; quad < block_quads<P>; ++quad) {
+      const __m512i nibbles = _mm512_load_si512(at + Weights::header_bytes + quad * 64);
+      unrolled<2>([&](auto tile) __attribute__((always_inline)) {
+        use(quad, tile, 2 * quad + tile, ladders.template weights<tile>(nibbles));
+      });
+    }
   }
 };
 
@@ -53,6 +57,7 @@ template <class P, int count, class Source, class Fetch>
 void multiply_rows(const ByteRows<P>& rows, int64_t row, const Source& weights, Fetch fetch, const float* scales, int64_t index,
                    const Output<P>& output) {
   const std::byte* x = rows.row(row);
+  output.expect(row, count, index);
   f32x16 sums[count][2];
   unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = f32x16::splat(0); });
   for (int64_t b = 0; b < P::blocks; ++b, x += ByteRows<P>::block_bytes) {
@@ -88,14 +93,13 @@ void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias)
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {
     const auto multiply = [&](const auto& weights) { multiply_rows<P, count>(rows, row, weights, fetch, P::scales(call, index), index, output); };
-    constexpr bool is_lone = decltype(fetch)::is_lone;
     if constexpr (!P::Weights::grouped) {
-      multiply(StoredWeights<P, is_lone>{panel});
-    } else if constexpr (is_lone) {
+      multiply(StoredWeights<P>{panel});
+    } else if constexpr (decltype(fetch)::is_lone) {
       multiply(CodedWeights<P>{panel});
     } else {
       if (row == 0) spread(CodedWeights<P>{panel}, spread_panel);
-      multiply(StoredWeights<P, false>{spread_panel});
+      multiply(StoredWeights<P>{spread_panel});
     }
   });
 }

@@ -62,6 +62,16 @@ class Output {
     if (around_) _mm_sfence();
   }
 
+  // Asks for the lines of the outputs of `count` rows, long before they are written.
+  void expect(int64_t row, int64_t count, int64_t panel) const {
+    constexpr int64_t bytes = P::panel_outputs * sizeof(typename P::Out);
+    for (int64_t r = row; r < row + count; ++r) {
+      const std::byte* at = to_.row<std::byte>(r) + panel * bytes;
+      prefetch_line_to_write(at);
+      if constexpr (bytes > 64) prefetch_line_to_write(at + 64);
+    }
+  }
+
   void operator()(int64_t row, int64_t panel, f32x16 first, f32x16 second) const {
     if (bias_) {
       first = first + load(bias_ + panel * 32);
