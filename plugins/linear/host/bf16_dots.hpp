@@ -10,7 +10,7 @@ template <class P>
 void run_bf16_dots(const Call& call, const float* bias) {
   constexpr int most_rows = 8;
   Stream<panel_chunk<P>> stream(call, P::panels);
-  Ahead<P, 6144>::begin(P::panel(call, stream.first()));
+  LoneAhead<P>::begin(P::panel(call, stream.first()));
   const PairRows<P> rows = pack_rows<P, PairRows<P>>(call);
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {

@@ -88,7 +88,7 @@ template <class P>
 void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias) {
   constexpr int most_rows = 6;
   Stream<panel_chunk<P>> stream(call, P::panels);
-  Ahead<P, 6144>::begin(P::panel(call, stream.first()));
+  LoneAhead<P>::begin(P::panel(call, stream.first()));
   const ByteRows<P> rows = pack_rows<P, ByteRows<P>>(call);
   const Output<P> output(call, bias);
   each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {

@@ -7,6 +7,9 @@ namespace slipway::linear {
 
 // Lines that a pass over a panel asks for while it works, into L2.
 
+template <class P>
+using LoneAhead = Ahead<P, 6144>;
+
 // A lone pass: those that lie 6 KB further on.
 template <class P>
 class FetchAhead {
@@ -22,7 +25,7 @@ class FetchAhead {
   }
 
  private:
-  const Ahead<P, 6144> ahead_;
+  const LoneAhead<P> ahead_;
   const std::byte* next_ = nullptr;
 };
 

@@ -131,7 +131,6 @@ struct FixedRows {
       : tiles(scratch), scales(reinterpret_cast<float*>(scratch + rows * 128 * k_steps)),
         sums(reinterpret_cast<int32_t*>(scales + rows)), padded(rows) {}
 
-
   void pack(int64_t r, const typename P::In* from) const {
     const float largest = absolute_maximum<P::inputs>(from, 0, P::inputs);
     scales[r] = largest / 32639;
