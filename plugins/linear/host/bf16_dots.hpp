@@ -20,13 +20,16 @@ void run_bf16_dots(const Call& call, const float* bias) {
     unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
     for (int64_t b = 0; b < P::blocks; ++b, panel += 2048, x += 64) {
       fetch.begin(b);
-      each_line<16>([&](int pair, auto tile, int step) __attribute__((always_inline)) {
-        fetch.template part<32>(step);
-        const auto weights = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + tile * 1024 + pair * 64));
-        unrolled<count>([&](auto r) __attribute__((always_inline)) {
-          const auto factor = reinterpret_cast<__m512bh>(splat_word(x + r * PairRows<P>::row_bytes + pair * 4));
-          sums[r][tile] = _mm512_dpbf16_ps(sums[r][tile], weights, factor);
-        });
+      each_tile([&](auto tile) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+        for (int pair = 0; pair < 16; ++pair) {
+          fetch.template part<32>(tile * 16 + pair);
+          const auto weights = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + tile * 1024 + pair * 64));
+          unrolled<count>([&](auto r) __attribute__((always_inline)) {
+            const auto factor = reinterpret_cast<__m512bh>(splat_word(x + r * PairRows<P>::row_bytes + pair * 4));
+            sums[r][tile] = _mm512_dpbf16_ps(sums[r][tile], weights, factor);
+          });
+        }
       });
     }
     unrolled<count>([&](auto r) __attribute__((always_inline)) { output(row + r, index, {sums[r][0]}, {sums[r][1]}); });

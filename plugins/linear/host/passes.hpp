@@ -54,13 +54,12 @@ class FetchFollowing {
   const std::byte *from_, *next_ = nullptr;
 };
 
-// use(line, tile as a constant, calls before) for the lines of a block's two column tiles, `lines` each, in the order of memory:
-// Zen 4 reads two streams side by side, even from L2, at half to two thirds of the speed of one.
-template <int lines, class Use>
-[[gnu::always_inline]] inline void each_line(Use use) {
+// body(tile as a constant) for a block's two column tiles, one after the other as they lie in memory: Zen 4 reads two streams side
+// by side, even from L2, at half to two thirds of the speed of one.
+template <class Body>
+[[gnu::always_inline]] inline void each_tile(Body body) {
   unrolled<2>([&](auto tile) __attribute__((always_inline)) {
-#pragma GCC unroll 32
-    for (int line = 0; line < lines; ++line) use(line, tile, tile * lines + line);
+    body(tile);
     asm volatile("" ::: "memory");  // or gcc keeps all activations of the block for the other tile, and spills them
   });
 }
