@@ -30,6 +30,9 @@ Examples:
 """
 
 
+REST_S = 5  # for the engine to bring its memory into place
+
+
 @dataclass(frozen=True)
 class Decoding:
     """sequences at once; tokens_per_s over all of them; share: of what the read bandwidth allows."""
@@ -100,6 +103,7 @@ def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: 
     start_time(loading)  # weights come into the page cache
     start_s = statistics.median(start_time(loading) for _ in range(rounds))
     with loading.engine() as engine:
+        time.sleep(REST_S)
         threads = loading.threads or usable_cores()
         run = _Run(engine, prompt, new, rounds, lambda: measure_limits(threads))
         decoding = [run.decoding(sequences) for sequences in batch]

@@ -113,7 +113,8 @@ void Engine::serve() {
 }
 
 bool Engine::serve_once() {
-  const bool sleeps = !scheduler_.has_work() && state_ == State::serving;
+  const bool idle = !scheduler_.has_work() && state_ == State::serving;
+  const bool sleeps = idle && !executor_.bring_memory();
   for (Command& command : inbox_.take(std::chrono::duration<double>(sleeps ? idle_patience_s : 0))) obey(command);
   if (state_ == State::aborting || (state_ == State::draining && !scheduler_.has_work())) return false;
   StepBatch* step = scheduler_.next(now_s());

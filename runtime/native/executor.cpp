@@ -7,6 +7,7 @@ namespace slipway {
 namespace {
 
 constexpr int64_t line = 64;
+constexpr size_t brought_at_once = 2 << 20;  // a huge page
 
 size_t rounded(int64_t bytes) { return static_cast<size_t>((bytes + line - 1) / line * line); }
 
@@ -28,6 +29,7 @@ Executor::Executor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>>
       kv_(Mapping::zeros(rounded(plan.kv.layers * plan.kv.block_bytes * plan.kv.num_blocks))),
       shared_(Mapping::zeros(rounded(plan.shared_scratch_bytes))),
       local_(Mapping::zeros(rounded(plan.local_scratch_bytes) * static_cast<size_t>(team.size()))),
+      to_bring_{&kv_, &local_, &shared_, &arena_},
       local_bytes_(static_cast<int64_t>(rounded(plan.local_scratch_bytes))),
       logits_(operand(plan.logits)),
       tickets_(plan.steps.size() * tickets_per_call),
@@ -57,6 +59,14 @@ void Executor::prepare_calls() {
                        .shared = shared_.data(), .local = local_.data() + rank * local_bytes_});
     }
   }
+}
+
+bool Executor::bring_memory() {
+  while (!to_bring_.empty() && brought_ >= to_bring_.back()->size()) to_bring_.pop_back(), brought_ = 0;
+  if (to_bring_.empty()) return false;
+  if (!to_bring_.back()->populate_zeros(brought_, brought_at_once)) to_bring_.clear();  // then steps bring what they touch
+  brought_ += brought_at_once;
+  return true;
 }
 
 std::optional<std::string> Executor::run(const Batch& batch) {

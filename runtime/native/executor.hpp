@@ -31,6 +31,9 @@ class Executor {
   std::optional<std::string> run(const Batch& batch);
   float* logits(int32_t row) const { return logits_.row<float>(row); }
 
+  // Brings a little more of the memory that steps write into place, about a millisecond's worth; false if nothing is left to do.
+  bool bring_memory();
+
   std::byte* arena() const { return arena_.data(); }
   size_t arena_bytes() const { return arena_.size(); }
   void time_steps(bool on) { timed_ = on; }
@@ -57,6 +60,8 @@ class Executor {
   Team& team_;
   SegmentRunner segments_;
   Mapping arena_, kv_, shared_, local_;
+  std::vector<const Mapping*> to_bring_;  // the last is next, from brought_ on
+  size_t brought_ = 0;
   int64_t local_bytes_;
   Operand logits_;
   std::vector<Step> steps_;

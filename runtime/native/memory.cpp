@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <system_error>
@@ -12,6 +13,7 @@
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
 #endif
 
 namespace slipway {
@@ -79,6 +81,10 @@ Mapping Mapping::file(const std::string& path, size_t bytes) {
 void Mapping::populate() const {
   if (!data_ || madvise(data_, size_, MADV_POPULATE_READ) == 0) return;
   for (size_t at = 0; at < size_; at += 4096) static_cast<void>(*static_cast<volatile std::byte*>(data_ + at));  // before Linux 5.14
+}
+
+bool Mapping::populate_zeros(size_t begin, size_t bytes) const {
+  return madvise(data_ + begin, std::min(bytes, size_ - begin), MADV_POPULATE_WRITE) == 0;
 }
 
 }  // namespace slipway

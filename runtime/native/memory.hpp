@@ -18,6 +18,7 @@ class Mapping {
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
   void populate() const;  // maps every page now, so that no step pays for it
+  bool populate_zeros(size_t begin, size_t bytes) const;  // the same for a part of what zeros() gave; false where the system cannot
 
  private:
   Mapping(std::byte* data, size_t size) : data_(data), size_(size) {}

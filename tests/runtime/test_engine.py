@@ -3,7 +3,10 @@
 import asyncio
 import gc
 import itertools
+import os
+import pathlib
 import random
+import re
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +16,7 @@ import pytest
 from toy_engine import BEGIN, EOS, LIMITS, VOCAB, continuation
 
 from slipway.runtime.engine import Engine, EngineError, RequestError, SamplingParams
+from slipway.runtime.manifest import Manifest
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 ENDLESS = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -374,6 +378,25 @@ def test_an_engine_nobody_holds_ends(toy):
     gc.collect()
     dispatcher.join(5)
     assert not dispatcher.is_alive()
+
+
+def resident_zeros():
+    """Bytes in memory of the anonymous mappings for which huge pages were asked: those that steps write."""
+    regions = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", pathlib.Path("/proc/self/smaps").read_text())
+    ours = [region for region in regions if re.search(r"^VmFlags:.* hg", region, re.MULTILINE) and region.split()[4] == "0"]
+    return sum(1024 * int(re.search(r"^Rss: +(\d+) kB", region, re.MULTILINE)[1]) for region in ours)
+
+
+def test_an_idle_engine_brings_its_cache_into_memory(toy):
+    path, tokens = toy(), 1 << 20
+    kv = Manifest.read(path).plan.kv
+    cache = tokens // kv.block_size * kv.layers * kv.block_bytes
+    with Engine.load(path, kv_tokens=tokens) as engine:
+        deadline = time.monotonic() + 60
+        while (there := resident_zeros()) < cache:
+            assert time.monotonic() < deadline, f"{there} of {cache} bytes"
+            time.sleep(0.01)
+        assert engine.generate([[1, 2, 3]], GREEDY)[0].token_ids == expected([1, 2, 3])
 
 
 def test_metrics_have_numbers(toy):

@@ -20,6 +20,7 @@ AT_ONCE = (1, 8, 32)
 PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
+REST_S = 5  # after the start, as a server has before its first request: memory may still be on its way into place
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         prompts = Prompts(seed)
         worker.ask(prompts.draw(1, TAIL), 1)
         start_s = time.perf_counter() - started
+        time.sleep(REST_S)
         warm_up(worker, prompts)
         decode = {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE}
         (long,), (tail,) = prompts.draw(1, LONG), prompts.draw(1, TAIL)
