@@ -121,69 +121,57 @@ struct Tiles {
   void use(int) {}
 };
 
-inline void fetch_two_lines(const std::byte* at) {
-  prefetch_line_to_l2(at);
-  prefetch_line_to_l2(at + 64);
-}
+// most_rows: query rows multiplied at a time. most_sums: vectors of sums that registers hold.
+#if defined(__AVX512F__)
+inline constexpr int most_rows = 8, most_sums = 24;
+#else
+inline constexpr int most_rows = 4, most_sums = 4;
+#endif
 
-// Sums of factors[rows][2 * pairs] times two vectors' columns, [pairs][16][2] each. Memory from `next` on is fetched, as much as is
+// Sums of factors[rows][2 * pairs] times the 16 columns of words [pairs][16][2]. Memory from `next` on is fetched, as much as is
 // read, unless it is null.
 #if defined(__AVX512BF16__)
 
-inline constexpr int most_rows = 8;
-
 template <int rows>
 struct Sums {
-  __m512 sums[rows][2];
+  __m512 sums[rows];
 
   Sums() {
-    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
+    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = _mm512_setzero_ps(); });
   }
-  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* first, const std::byte* second, int count,
-                                  const std::byte* next) {
-    for (int i = 0; i < count; ++i) {
-      if (next) fetch_two_lines(next + i * 128);
-      const auto a = reinterpret_cast<__m512bh>(_mm512_loadu_si512(first + i * 64));
-      const auto b = reinterpret_cast<__m512bh>(_mm512_loadu_si512(second + i * 64));
+  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* words, int pairs, const std::byte* next) {
+    for (int i = 0; i < pairs; ++i) {
+      if (next) prefetch_line_to_l2(next + i * 64);
+      const auto columns = reinterpret_cast<__m512bh>(_mm512_loadu_si512(words + i * 64));
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
         const auto factor = reinterpret_cast<__m512bh>(splat_word(factors + r * stride + 2 * i));
-        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, factor);
-        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b, factor);
+        sums[r] = _mm512_dpbf16_ps(sums[r], columns, factor);
       });
     }
   }
-  f32x16 sum(int r, int vector) const { return {sums[r][vector]}; }
+  f32x16 sum(int r) const { return {sums[r]}; }
 };
 
 #else
 
-#if defined(__AVX512F__)
-inline constexpr int most_rows = 8;
-#else
-inline constexpr int most_rows = 4;
-#endif
-
 template <int rows>
 struct Sums {
-  f32x16 sums[rows][2];
+  f32x16 sums[rows];
 
   Sums() {
-    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = f32x16::splat(0); });
+    unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = f32x16::splat(0); });
   }
-  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* first, const std::byte* second, int count,
-                                  const std::byte* next) {
-    for (int i = 0; i < count; ++i) {
-      if (next) fetch_two_lines(next + i * 128);
-      const auto [even_a, odd_a] = load_pairs(first + i * 64);
-      const auto [even_b, odd_b] = load_pairs(second + i * 64);
+  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* words, int pairs, const std::byte* next) {
+    for (int i = 0; i < pairs; ++i) {
+      if (next) prefetch_line_to_l2(next + i * 64);
+      const auto [even, odd] = load_pairs(words + i * 64);
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
-        const f32x16 even = f32x16::splat(factors[r * stride + 2 * i]), odd = f32x16::splat(factors[r * stride + 2 * i + 1]);
-        sums[r][0] = fma(odd, odd_a, fma(even, even_a, sums[r][0]));
-        sums[r][1] = fma(odd, odd_b, fma(even, even_b, sums[r][1]));
+        const f32x16 partial = fma(f32x16::splat(factors[r * stride + 2 * i]), even, sums[r]);
+        sums[r] = fma(f32x16::splat(factors[r * stride + 2 * i + 1]), odd, partial);
       });
     }
   }
-  f32x16 sum(int r, int vector) const { return sums[r][vector]; }
+  f32x16 sum(int r) const { return sums[r]; }
 };
 
 #endif
@@ -199,42 +187,48 @@ void for_row_groups(int rows, Body body) {
 template <class Shape>
 void multiply_keys(const Factor* queries, int rows, const std::byte* keys, const std::byte* next, float* scores) {
   constexpr int depth = Layout<Shape>::depth;
+  constexpr int64_t half = Layout<Shape>::keys_bytes / 2;
   for_row_groups(rows, [&](int row, auto count) {
-    Sums<count> sums;
-    sums.add(queries + row * depth, depth, keys, keys + Layout<Shape>::keys_bytes / 2, Shape::head_dim / 2, row == 0 ? next : nullptr);
-    unrolled<count>([&](auto r) __attribute__((always_inline)) {
-      store(scores_at(scores, 0, row + r), sums.sum(r, 0));
-      store(scores_at(scores, lanes, row + r), sums.sum(r, 1));
-    });
+    for (int side = 0; side < 2; ++side) {
+      Sums<count> sums;
+      sums.add(queries + row * depth, depth, keys + side * half, Shape::head_dim / 2, row == 0 ? next + side * half : nullptr);
+      unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sum(r)); });
+    }
   });
 }
 
-// out[rows][columns] = probabilities . values of all blocks, two tiles of columns at a time.
+// out[rows][columns] = probabilities . values of all blocks, as many tiles of columns at a time as there are registers for: what
+// lies together in memory is read together.
 template <class Shape>
 void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const std::byte* next, float* out) {
   using L = Layout<Shape>;
   constexpr int tiles = L::columns / lanes, pairs = factors_in_line / 2;  // of tokens whose probabilities lie together
   for_row_groups(rows, [&](int row, auto count) {
-    for (int tile = 0; tile < tiles; tile += 2) {
-      const int other = std::min(tile + 1, tiles - 1);  // the last may be two times the same
-      const auto values = [&](int block, int t) { return blocks.keys[block] + L::keys_bytes + t * L::value_tile_bytes; };
-      const auto later = [&](int block) -> const std::byte* {  // what is read after the next two tiles
-        if (row > 0) return nullptr;
-        const int column = tile + block / blocks.count * 2, behind = (column - tiles + 1) / 2 * blocks.count + block % blocks.count;
-        return column < tiles ? values(block % blocks.count, column) : next + behind * 2 * L::value_tile_bytes;
-      };
-      Sums<count> sums;
+    constexpr int fitting = most_sums / count, held = std::min(tiles, fitting >= 8 ? 8 : fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1);
+    constexpr int parts = (tiles + held - 1) / held, ahead = (4 + held - 1) / held;
+    const auto values = [&](int block, int part) { return blocks.keys[block] + L::keys_bytes + part * held * L::value_tile_bytes; };
+    const auto later = [&](int part, int block) {  // what is read `ahead` blocks after this one
+      part += (block + ahead) / blocks.count, block = (block + ahead) % blocks.count;
+      return part < parts ? values(block, part) : next + ((part - parts) * blocks.count + block) * held * L::value_tile_bytes;
+    };
+    for (int part = 0; part < parts; ++part) {
+      const int last = tiles - 1 - part * held;  // tiles of the last part beyond it repeat it
+      Sums<count> sums[held];
       for (int b = 0; b < blocks.count; ++b) {
-        const std::byte* fetch = later(b + 2);
-        for (int slot = 0; slot < block_size; slot += factors_in_line) {
-          const auto* factors = reinterpret_cast<const Factor*>(scores_at(probabilities, b * block_size + slot, row));
-          sums.add(factors, lanes * sizeof(float) / sizeof(Factor), values(b, tile) + slot * 32, values(b, other) + slot * 32, pairs,
-                   fetch ? fetch + slot * 64 : nullptr);
-        }
+        const std::byte* fetch = row == 0 ? later(part, b) : nullptr;
+        unrolled<held>([&](auto t) __attribute__((always_inline)) {
+          const std::byte* tile = values(b, part) + std::min<int>(t, last) * L::value_tile_bytes;
+          for (int slot = 0; slot < block_size; slot += factors_in_line) {
+            const auto* factors = reinterpret_cast<const Factor*>(scores_at(probabilities, b * block_size + slot, row));
+            sums[t].add(factors, lanes * sizeof(float) / sizeof(Factor), tile + slot * 32, pairs,
+                        fetch ? fetch + t * L::value_tile_bytes + slot * 32 : nullptr);
+          }
+        });
       }
-      unrolled<count>([&](auto r) __attribute__((always_inline)) {
-        store(out + (row + r) * L::columns + tile * lanes, sums.sum(r, 0));
-        store(out + (row + r) * L::columns + other * lanes, sums.sum(r, 1));
+      unrolled<held>([&](auto t) __attribute__((always_inline)) {
+        unrolled<count>([&](auto r) __attribute__((always_inline)) {
+          store(out + (row + r) * L::columns + (part * held + std::min<int>(t, last)) * lanes, sums[t].sum(r));
+        });
       });
     }
   });
