@@ -20,6 +20,7 @@ AT_ONCE = (1, 8, 32)
 PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
+PROMPTS = 3  # read alone; the median counts
 REST_S = 5  # after the start, as a server has before its first request: memory may still be on its way into place
 
 
@@ -44,9 +45,9 @@ class Figures:
 
 
 def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tuple[Figures, MachineLimits]:
-    """One turn, and the machine's limits: the higher ones of just before and just after. seed: all contestants of a round have the same prompts."""
+    """One turn, and the machine's limits: the higher ones of just before and just after what is compared with them, decoding one
+    sequence. seed: all contestants of a round have the same prompts."""
     contestant.read_files()
-    before = measure_limits(threads)
     started = time.perf_counter()
     with contestant.worker(logs) as worker:
         prompts = Prompts(seed)
@@ -54,12 +55,20 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         start_s = time.perf_counter() - started
         time.sleep(REST_S)
         warm_up(worker, prompts)
-        decode = {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE}
-        (long,), (tail,) = prompts.draw(1, LONG), prompts.draw(1, TAIL)
-        cold_s, shared_s = (worker.ask([prompt], 1)[0][0] for prompt in (long, long + tail))
-    limits = max(before, measure_limits(threads), key=lambda limits: limits.read_bytes_per_s)
+        before = measure_limits(threads)
+        decode = {1: decode_rate(worker.ask(prompts.draw(1, PROMPT), NEW))}
+        limits = max(before, measure_limits(threads), key=lambda limits: limits.read_bytes_per_s)
+        decode |= {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE[1:]}
+        firsts = [read_alone(worker, prompts) for _ in range(PROMPTS)]
+        cold_s, shared_s = (statistics.median(times) for times in zip(*firsts))
     share = contestant.bytes_of_step(PROMPT + NEW // 2) * decode[1] / limits.read_bytes_per_s if contestant.is_ours else None
     return Figures(decode, cold_s, shared_s, start_s, share), limits
+
+
+def read_alone(worker: Worker, prompts: Prompts) -> tuple[float, float]:
+    """Seconds to the first token of a long prompt, and then of the same with a tail."""
+    (long,), (tail,) = prompts.draw(1, LONG), prompts.draw(1, TAIL)
+    return worker.ask([long], 1)[0][0], worker.ask([long + tail], 1)[0][0]
 
 
 class Prompts:
