@@ -83,7 +83,7 @@ def measure(way: str, responses: Iterator[tuple[str, int]]) -> Figures:
     print()
     if first is None:
         raise InternalError(f"{way}: no response")
-    rate = sum(tokens[1:]) / max(time.perf_counter() - first, 1e-9)
+    rate = sum(tokens) / max(time.perf_counter() - start, 1e-9)
     return Figures(way, first - start, sum(tokens), rate)
 
 

@@ -8,14 +8,10 @@ namespace slipway::linear {
 
 template <class P>
 void run_bf16_dots(const Call& call, const float* bias) {
-  constexpr int most_rows = 8;
-  Stream<panel_chunk<P>> stream(call, P::panels);
-  LoneAhead<P>::begin(P::panel(call, stream.first()));
-  const PairRows<P> rows = pack_rows<P, PairRows<P>>(call);
-  const Output<P> output(call, bias);
-  each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {
-    const std::byte* x = rows.row(row);
-    output.expect(row, count, index);
+  using Rows = PairRows<P>;
+  each_pass<P, Rows, 8>(call, bias, [](const Pass<P, Rows>& pass, auto count, auto fetch) {
+    const std::byte *x = pass.rows.row(pass.row), *panel = pass.panel;
+    pass.template begin<count>();
     __m512 sums[count][2];
     unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = _mm512_setzero_ps(); });
     for (int64_t b = 0; b < P::blocks; ++b, panel += 2048, x += 64) {
@@ -26,13 +22,15 @@ void run_bf16_dots(const Call& call, const float* bias) {
           fetch.template part<32>(tile * 16 + pair);
           const auto weights = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + tile * 1024 + pair * 64));
           unrolled<count>([&](auto r) __attribute__((always_inline)) {
-            const auto factor = reinterpret_cast<__m512bh>(splat_word(x + r * PairRows<P>::row_bytes + pair * 4));
+            const auto factor = reinterpret_cast<__m512bh>(splat_word(x + r * Rows::row_bytes + pair * 4));
             sums[r][tile] = _mm512_dpbf16_ps(sums[r][tile], weights, factor);
           });
         }
       });
     }
-    unrolled<count>([&](auto r) __attribute__((always_inline)) { output(row + r, index, {sums[r][0]}, {sums[r][1]}); });
+    alignas(64) float results[count][32];
+    unrolled<count>([&](auto r) __attribute__((always_inline)) { store(results[r], {sums[r][0]}), store(results[r] + 16, {sums[r][1]}); });
+    pass.write(results);
   });
 }
 

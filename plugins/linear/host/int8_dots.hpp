@@ -53,11 +53,10 @@ void spread(const CodedWeights<P>& coded, std::byte* to) {
 }
 
 template <class P, int count, class Source, class Fetch>
-void multiply_rows(const ByteRows<P>& rows, int64_t row, const Source& weights, Fetch fetch, const float* scales, int64_t index,
-                   const Output<P>& output) {
+void multiply_rows(const Pass<P, ByteRows<P>>& pass, const Source& weights, Fetch fetch, const float* scales) {
   constexpr int quads = block_quads<P>;
-  const std::byte* x = rows.row(row);
-  output.expect(row, count, index);
+  const std::byte* x = pass.rows.row(pass.row);
+  pass.template begin<count>();
   f32x16 sums[count][2];
   unrolled<count>([&](auto r) __attribute__((always_inline)) { sums[r][0] = sums[r][1] = f32x16::splat(0); });
   for (int64_t b = 0; b < P::blocks; ++b, x += ByteRows<P>::block_bytes) {
@@ -83,25 +82,21 @@ void multiply_rows(const ByteRows<P>& rows, int64_t row, const Source& weights, 
     store(results[r], sums[r][0] * load(scales));
     store(results[r] + 16, sums[r][1] * load(scales + 16));
   });
-  for (int r = 0; r < count; ++r) output(row + r, index, load(results[r]), load(results[r] + 16));
+  pass.write(results);
 }
 
 // spread_panel: room for the int8 weights of an int4 panel.
 template <class P>
 void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias) {
-  constexpr int most_rows = 8;
-  Stream<panel_chunk<P>> stream(call, P::panels);
-  LoneAhead<P>::begin(P::panel(call, stream.first()));
-  const ByteRows<P> rows = pack_rows<P, ByteRows<P>>(call);
-  const Output<P> output(call, bias);
-  each_pass<P, most_rows>(call, stream, [&](int64_t row, auto count, int64_t index, const std::byte* panel, auto fetch) {
-    const auto multiply = [&](const auto& weights) { multiply_rows<P, count>(rows, row, weights, fetch, P::scales(call, index), index, output); };
+  using Rows = ByteRows<P>;
+  each_pass<P, Rows, 8>(call, bias, [&](const Pass<P, Rows>& pass, auto count, auto fetch) {
+    const auto multiply = [&](const auto& weights) { multiply_rows<P, count>(pass, weights, fetch, P::scales(call, pass.index)); };
     if constexpr (!P::Weights::grouped) {
-      multiply(StoredWeights<P>{panel});
+      multiply(StoredWeights<P>{pass.panel});
     } else if constexpr (decltype(fetch)::is_lone) {
-      multiply(CodedWeights<P>{panel});
+      multiply(CodedWeights<P>{pass.panel});
     } else {
-      if (row == 0) spread(CodedWeights<P>{panel}, spread_panel);
+      if (pass.row == 0) spread(CodedWeights<P>{pass.panel}, spread_panel);
       multiply(StoredWeights<P>{spread_panel});
     }
   });

@@ -64,20 +64,43 @@ template <class Body>
   });
 }
 
-// multiply(first row, rows as a constant, panel's index, panel, fetch) for all rows and this thread's panels.
-template <class P, int most_rows, class Multiply>
-void each_pass(const Call& call, Stream<panel_chunk<P>>& stream, Multiply multiply) {
+// Some rows against one panel.
+template <class P, class Rows>
+struct Pass {
+  const Rows& rows;
+  const Output<P>& output;
+  int64_t row, index;  // its first row; its panel's
+  const std::byte* panel;
+
+  // To be called first: asks for the lines that write() writes.
+  template <int count>
+  void begin() const {
+    output.expect(row, count, index);
+  }
+  // The sums come in memory: beside calls registers hold none, and gcc would keep them out of registers in the loop before as well.
+  template <int count>
+  void write(const float (&sums)[count][32]) const {
+    for (int r = 0; r < count; ++r) output(row + r, index, load(sums[r]), load(sums[r] + 16));
+  }
+};
+
+// multiply(pass, its rows as a constant, fetch) for all rows, packed as Rows, and this thread's panels.
+template <class P, class Rows, int most_rows, class Multiply>
+void each_pass(const Call& call, const float* bias, Multiply multiply) {
   constexpr int least_rows = (most_rows + 1) / 2;  // of several passes of nearly one size
+  Stream<panel_chunk<P>> stream(call, P::panels);
+  LoneAhead<P>::begin(P::panel(call, stream.first()));
+  const Rows rows = pack_rows<P, Rows>(call);
+  const Output<P> output(call, bias);
   const int64_t passes = ceil_div(call.rows, most_rows);
   stream.each([&](int64_t index, int64_t following) {
     const std::byte *panel = P::panel(call, index), *next = P::panel(call, following);
-    if (passes == 1) {
-      return with_constant<most_rows>(call.rows, [&](auto rows) { multiply(int64_t{0}, rows, index, panel, FetchAhead<P>(panel, next)); });
-    }
-    for (int64_t pass = 0, row = 0; pass < passes; ++pass) {
-      const int64_t count = ceil_div(call.rows - row, passes - pass);
-      with_constant<most_rows, least_rows>(count, [&](auto rows) { multiply(row, rows, index, panel, FetchFollowing<P>(next, pass, passes)); });
-      row += count;
+    Pass<P, Rows> pass{rows, output, 0, index, panel};
+    if (passes == 1) return with_constant<most_rows>(call.rows, [&](auto count) { multiply(pass, count, FetchAhead<P>(panel, next)); });
+    for (int64_t number = 0; number < passes; ++number) {
+      const int64_t share = ceil_div(call.rows - pass.row, passes - number);
+      with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, number, passes)); });
+      pass.row += share;
     }
   });
 }
