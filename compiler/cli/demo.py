@@ -33,7 +33,7 @@ class Figures:
     way: str
     ttft_s: float
     tokens: int
-    tokens_per_s: float  # after the first response
+    tokens_per_s: float  # of the whole request
 
     def __str__(self) -> str:
         return f"{self.way:24} TTFT {1000 * self.ttft_s:6.1f} ms   {self.tokens:3} tokens   {self.tokens_per_s:6.0f} tokens/s"
