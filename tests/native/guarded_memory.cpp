@@ -60,5 +60,6 @@ Mapping Mapping::file(const std::string& path, size_t bytes) {
 }
 
 void Mapping::populate() const {}
+bool Mapping::populate_zeros(size_t, size_t) const { return false; }
 
 }  // namespace slipway
