@@ -19,9 +19,9 @@ ALIASES = ("ensemble", "tensorrt_llm", "tensorrt_llm_bls")
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A toy engine that breaks at a prompt that begins with 254; its other requests take four seconds and more."""
+    """A toy engine that breaks at a prompt that begins with 254; its other requests take ten seconds and more."""
     folder = tmp_path_factory.mktemp("toy")
-    engine = Toy(extra=("toy_break", *["toy_dawdle"] * 20)).write(folder / "engine", compile_kernels(folder / "toy.so"))
+    engine = Toy(extra=("toy_break", *["toy_dawdle"] * 50)).write(folder / "engine", compile_kernels(folder / "toy.so"))
     write_repository(engine, folder / "models", "tensorrt_llm", serving=Serving(threads=1))
     return folder / "models"
 
