@@ -30,7 +30,7 @@ Examples:
 """
 
 
-REST_S = 5  # for the engine to bring its memory into place
+REST_S = 5  # after the start, as a server has before its first request: memory may still be on its way into place
 
 
 @dataclass(frozen=True)

@@ -75,16 +75,15 @@ def build(engine: Path) -> None:
 def measure(way: str, responses: Iterator[tuple[str, int]]) -> Figures:
     """Prints the text as it comes. responses: text and number of tokens."""
     say(f"\n{way}: {PROMPT!r} ...")
-    start, first, tokens = time.perf_counter(), None, []
+    start, first, tokens = time.perf_counter(), None, 0
     for text, count in responses:
         print(text, end="", flush=True)
         first = first or time.perf_counter()
-        tokens.append(count)
+        tokens += count
     print()
     if first is None:
         raise InternalError(f"{way}: no response")
-    rate = sum(tokens) / max(time.perf_counter() - start, 1e-9)
-    return Figures(way, first - start, sum(tokens), rate)
+    return Figures(way, first - start, tokens, tokens / (time.perf_counter() - start))
 
 
 def stream_grpc(server: Server) -> Iterator[tuple[str, int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from peers.contestants import Contestant
 from peers.protocol import Worker
 from peers.random_checkpoint import QWEN3_06B
+from slipway.compiler.cli.bench import REST_S
 from slipway.compiler.machine import MachineLimits, measure_limits
 
 AT_ONCE = (1, 8, 32)
@@ -21,7 +22,6 @@ PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
 PROMPTS = 3  # read alone; the median counts
-REST_S = 5  # after the start, as a server has before its first request: memory may still be on its way into place
 
 
 @dataclass(frozen=True)
