@@ -175,10 +175,7 @@ class _Run:
         """Tokens a second over all sequences once all prompts are read, and the mean time to the first token."""
         started = time.perf_counter()
         arrivals = await asyncio.gather(*(self._arrivals(self._tokens(self.prompt)) for _ in range(sequences)))
-        firsts = [times[0] for times in arrivals]
-        all_read, end = max(firsts), max(times[-1] for times in arrivals)
-        decoded = sum(time > all_read for times in arrivals for time in times)
-        return decoded / (end - all_read), statistics.mean(firsts) - started
+        return decode_rate(arrivals), statistics.mean(times[0] for times in arrivals) - started
 
     async def _arrivals(self, prompt: list[int]) -> list[float]:
         """When each new token came."""
@@ -186,6 +183,12 @@ class _Run:
         async for delta in self.engine.stream(prompt, _greedy(self.new)):
             times += [time.perf_counter()] * len(delta.token_ids)
         return times
+
+
+def decode_rate(arrivals: list[list[float]]) -> float:
+    """Tokens a second over all sequences, from when the last has its first token."""
+    all_read, end = max(times[0] for times in arrivals), max(times[-1] for times in arrivals)
+    return sum(arrival > all_read for times in arrivals for arrival in times) / (end - all_read)
 
 
 def _greedy(max_tokens: int):

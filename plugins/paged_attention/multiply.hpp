@@ -2,6 +2,8 @@
 //
 // Each row's sums run in the order of the positions (or of the dimensions), whatever else is in the tile.
 #pragma once
+#include <bit>
+
 #include "paged_attention/layout.hpp"
 #include "slipway/unroll.hpp"
 
@@ -204,7 +206,7 @@ void multiply_values(const float* probabilities, int rows, const Blocks& blocks,
   using L = Layout<Shape>;
   constexpr int tiles = L::columns / lanes, pairs = factors_in_line / 2;  // of tokens whose probabilities lie together
   for_row_groups(rows, [&](int row, auto count) {
-    constexpr int fitting = most_sums / count, held = std::min(tiles, fitting >= 8 ? 8 : fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1);
+    constexpr int held = std::min<int>({tiles, 8, static_cast<int>(std::bit_floor(static_cast<unsigned>(most_sums / count)))});
     constexpr int parts = (tiles + held - 1) / held, ahead = (4 + held - 1) / held;
     const auto values = [&](int block, int part) { return blocks.keys[block] + L::keys_bytes + part * held * L::value_tile_bytes; };
     const auto later = [&](int part, int block) {  // what is read `ahead` blocks after this one

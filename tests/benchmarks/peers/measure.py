@@ -14,7 +14,7 @@ from pathlib import Path
 from peers.contestants import Contestant
 from peers.protocol import Worker
 from peers.random_checkpoint import QWEN3_06B
-from slipway.compiler.cli.bench import REST_S
+from slipway.compiler.cli.bench import REST_S, decode_rate
 from slipway.compiler.machine import MachineLimits, measure_limits
 
 AT_ONCE = (1, 8, 32)
@@ -85,12 +85,6 @@ def warm_up(worker: Worker, prompts: Prompts) -> None:
         worker.ask(prompts.draw(count, PROMPT), 8)
     worker.ask(prompts.draw(1, LONG), 1)
     worker.ask(prompts.draw(1, LONG + TAIL), 1)
-
-
-def decode_rate(arrivals: list[list[float]]) -> float:
-    """Tokens a second over all sequences, from when the last has its first token."""
-    all_read, end = max(times[0] for times in arrivals), max(times[-1] for times in arrivals)
-    return sum(time > all_read for times in arrivals for time in times) / (end - all_read)
 
 
 def median(turns: list[Figures]) -> Figures:
