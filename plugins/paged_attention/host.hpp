@@ -12,9 +12,9 @@
 #include <atomic>
 #include <utility>
 
+#include "paged_attention/bf16_cache.hpp"
 #include "paged_attention/items.hpp"
 #include "paged_attention/layout.hpp"
-#include "paged_attention/multiply.hpp"
 #include "paged_attention/prepare.hpp"
 #include "paged_attention/softmax.hpp"
 
@@ -45,7 +45,7 @@ class Attention {
       const Rows& next = claimed ? items.item() : item;
       prepare_queries(item);
       for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
-        next_ = chunk_index + 1 < item.end_chunk ? first_keys(item, chunk_index + 1) : first_keys(next, next.first_chunk);
+        next_ = chunk_index + 1 < item.end_chunk ? first_head(item, chunk_index + 1) : first_head(next, next.first_chunk);
         attend_tiles(item, chunk_index);
       }
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
@@ -60,8 +60,8 @@ class Attention {
       const Rows& tile = items.item();
       const int done = static_cast<int>(ticket - items.first_ticket());
       if (std::exchange(prepared, items.number()) != items.number()) prepare_queries(tile);
-      next_ = first_keys(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
-      attend(tile, tile.first_chunk + done, local_.queries, local_.parts[0]);
+      next_ = first_head(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
+      attend(tile, tile.first_chunk + done, local_.queries[0], local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
       if (done == 0) std::memcpy(&slot.part, &local_.parts[0], sizeof(Part) - (tile_rows - tile.count) * sizeof slot.part.out[0]);
@@ -73,6 +73,7 @@ class Attention {
 
  private:
   using L = Layout<Shape>;
+  using Cache = typename Shape::Cache;
   using Part = State<L::columns>;
 
   struct alignas(64) Slot {
@@ -82,7 +83,7 @@ class Attention {
 
   struct Local {
     alignas(64) float scores[chunk / lanes * score_stride];
-    Factor queries[item_tiles * tile_rows * L::depth];
+    typename Cache::Queries queries[item_tiles];
     Folds folds;
     Part parts[item_tiles + 1];
   };
@@ -113,7 +114,7 @@ class Attention {
       for (size_t i = 0; i < Shape::head_dim * sizeof(typename Shape::Query); i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
     }
     for (int r = 0; r < rows.count; ++r) {
-      prepare_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)], local_.queries + r * L::depth);
+      Cache::prepare(make_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)]), local_.queries[r / tile_rows], r % tile_rows);
     }
   }
 
@@ -123,7 +124,7 @@ class Attention {
       if (chunk_index < tile.first_chunk || chunk_index >= tile.end_chunk) continue;
       const bool is_first = chunk_index == tile.first_chunk;
       Part& part = local_.parts[is_first ? t : item_tiles];
-      attend(tile, chunk_index, local_.queries + t * tile_rows * L::depth, part);
+      attend(tile, chunk_index, local_.queries[t], part);
       if (!is_first) merge(local_.parts[t], part, tile.count);
     }
   }
@@ -134,25 +135,24 @@ class Attention {
     blocks.first = seen(rows, 0, origin).begin / block_size;
     blocks.count = (seen(rows, rows.count - 1, origin).end + block_size - 1) / block_size - blocks.first;
     for (int i = 0; i < blocks.count; ++i) {
-      blocks.keys[i] = L::block(call_, rows.seq, origin / block_size + blocks.first + i, rows.kv_head);
+      blocks.heads[i] = L::block(call_, rows.seq, origin / block_size + blocks.first + i, rows.kv_head);
     }
     return blocks;
   }
 
-  const std::byte* first_keys(const Rows& rows, int chunk_index) const { return blocks_of(rows, chunk_index).keys[0]; }
+  const std::byte* first_head(const Rows& rows, int chunk_index) const { return blocks_of(rows, chunk_index).heads[0]; }
 
   // One tile over one chunk.
-  void attend(const Rows& tile, int chunk_index, const Factor* queries, Part& part) {
+  void attend(const Rows& tile, int chunk_index, const typename Cache::Queries& queries, Part& part) {
     const int origin = chunk_index * chunk, rows = tile.count;
     const Positions first = seen(tile, 0, origin), last = seen(tile, rows - 1, origin);
     const Blocks blocks = blocks_of(tile, chunk_index);
     const int begin = blocks.first, end = begin + blocks.count;
-    tiles_.use(rows);
     fill(local_.folds, rows, nothing);
     for (int b = begin; b < end; ++b) {
       float* scores = scores_at(local_.scores, b * block_size, 0);
-      const std::byte* next = b + 1 < end ? blocks.keys[b + 1 - begin] : blocks.keys[0] + L::keys_bytes;
-      multiply_keys<Shape>(queries, rows, blocks.keys[b - begin], next, scores);
+      const std::byte* next = b + 1 < end ? blocks.heads[b + 1 - begin] : blocks.heads[0] + Cache::values_at;
+      cache_.multiply_keys(queries, rows, blocks.heads[b - begin], next, scores);
       const bool all_seen = last.begin <= b * block_size && (b + 1) * block_size <= first.end;
       Positions seen_rows[tile_rows];
       for (int r = 0; r < rows && !all_seen; ++r) seen_rows[r] = seen(tile, r, origin + b * block_size);
@@ -160,9 +160,10 @@ class Attention {
     }
     for (int r = 0; r < rows; ++r) part.peak[r] = reduce_max(load(local_.folds[r]));
     fill(local_.folds, rows, 0);
-    for (int b = begin; b < end; ++b) fold_sums(scores_at(local_.scores, b * block_size, 0), rows, part.peak, local_.folds);
+    float* scores = scores_at(local_.scores, begin * block_size, 0);
+    cache_.weigh(scores, rows, blocks, part.peak, local_.folds);
     for (int r = 0; r < rows; ++r) part.sum[r] = reduce_add(load(local_.folds[r]));
-    multiply_values<Shape>(scores_at(local_.scores, begin * block_size, 0), rows, blocks, next_, part.out[0]);
+    cache_.multiply_values(scores, rows, blocks, next_, part.out[0]);
   }
 
   void write(const Rows& tile, const Part& part) const {
@@ -177,8 +178,8 @@ class Attention {
   const Batch& batch_;
   const Weights<Shape> weights_;
   Local& local_;
-  Tiles tiles_;
-  const std::byte* next_ = nullptr;  // the keys that this thread reads after the chunk it is at
+  Cache cache_;
+  const std::byte* next_ = nullptr;  // what this thread reads after the chunk it is at
 };
 
 template <class Shape>

@@ -1,4 +1,4 @@
-// Where things lie: the KV cache, the packed queries, the state of a tile of query rows.
+// Where things lie: KV blocks, the scores and the state of a tile of query rows.
 #pragma once
 #include <cstring>
 
@@ -16,34 +16,33 @@ inline constexpr int score_stride = tile_rows * lanes + lanes;  // floats; a lin
 inline constexpr int slots = 128;           // most tiles whose chunks are split over threads
 inline constexpr float log2e = 1.4426950408889634f;
 
-// Queries and probabilities as the multiplier reads them.
-#if defined(__AVX512BF16__)
-using Factor = bf16;
-#else
-using Factor = float;
-#endif
-inline constexpr int factors_in_line = 64 / sizeof(Factor);
-
 // Scores of a chunk: [chunk / 16][tile_rows][16] float32, `score_stride` apart: what AMX stores is contiguous. The
-// probabilities take their place, as Factor: 32 bf16 of a row in one line, where the first 16 of their scores were.
+// probabilities take their place.
 inline float* scores_at(float* scores, int position, int row) { return scores + position / lanes * score_stride + row * lanes; }
 inline const float* scores_at(const float* scores, int position, int row) {
   return scores + position / lanes * score_stride + row * lanes;
 }
 
+// What Shape::Cache (bf16_cache.hpp, int8_cache.hpp) says of a format: how one KV head of a block lies in memory, keys first; how
+// keys and values get there and queries are prepared; and the two products, with what comes between them:
+//
+//   values_at, head_bytes           where the values begin, and the whole
+//   store_key, store_value          one token's head into its slot
+//   Queries, prepare                a tile of query rows as they are multiplied
+//   multiply_keys                   -> scores of one block, float32
+//   weigh                           scores of a chunk -> probabilities as they are multiplied, and their sums
+//   multiply_values                 -> outputs of a chunk, float32
+//
+// `next` is memory that is read soon afterwards: a product asks for as much of it as it reads itself.
 template <class Shape>
 struct Layout {
+  using Cache = typename Shape::Cache;
   static constexpr int group = Shape::heads / Shape::kv_heads;
-  static constexpr int depth = (Shape::head_dim + 31) / 32 * 32;  // columns of a prepared query, zero behind head_dim
   static constexpr int columns = (Shape::head_dim + lanes - 1) / lanes * lanes;  // of values and outputs: behind head_dim, anything
-  static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2;
-  static constexpr int64_t value_tile_bytes = block_size * lanes * 2;
-  static constexpr int64_t head_bytes = keys_bytes + columns / lanes * value_tile_bytes;
-  static constexpr int64_t block_bytes = Shape::kv_heads * head_bytes;
 
   static std::byte* block(const Call& call, int seq, int index, int kv_head) {
     const int64_t id = call.batch->block_table[int64_t{seq} * call.batch->max_blocks + index];
-    return call.kv + id * block_bytes + kv_head * head_bytes;
+    return call.kv + (id * Shape::kv_heads + kv_head) * Cache::head_bytes;
   }
 };
 
@@ -56,7 +55,7 @@ int num_rows(const Batch& batch, int seq) {
 // The blocks of a chunk that some rows see, from the chunk's block `first` on.
 struct Blocks {
   int first = 0, count = 0;
-  const std::byte* keys[chunk / block_size];  // of one head; its values lie behind them
+  const std::byte* heads[chunk / block_size];  // one KV head of each
 };
 
 // Sets the hardware's prefetchers off on memory that is read soon: they stop at the end of each page.
@@ -75,5 +74,15 @@ struct State {
 };
 
 inline constexpr float nothing = -__builtin_inff();
+
+// One vector a row: what the scores of a chunk have come to so far.
+using Folds = float[tile_rows][lanes];
+
+inline void fill(Folds& folds, int rows, float value) {
+  for (int r = 0; r < rows; ++r) store(folds[r], f32x16::splat(value));
+}
+
+// Of a row whose scores are all hidden, any: its probabilities are zero.
+inline f32x16 splat_peak(float peak) { return f32x16::splat(peak == nothing ? 0 : peak); }
 
 }  // namespace slipway::paged_attention

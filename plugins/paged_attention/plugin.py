@@ -95,7 +95,7 @@ class PagedAttentionPlugin:
         name = symbol("paged_attention", *shape.values(), *types.values())
         return Kernel(
             symbol=name,
-            source=render(__file__, symbol=name, **shape, **types),
+            source=render(__file__, symbol=name, Cache="Bf16Cache", **shape, **types),
             inputs=inputs,
             output_dtypes=(dtype,),
             weights=self._weights(a),

@@ -1,9 +1,8 @@
 // Norm and rotation: queries for the multiplier, keys and values of the step into their KV blocks.
 #pragma once
 #include <algorithm>
-#include <cmath>
 
-#include "paged_attention/layout.hpp"
+#include "paged_attention/head.hpp"
 
 namespace slipway::paged_attention {
 
@@ -20,57 +19,6 @@ struct Weights {
     if (Shape::rotary_dim) rope = reinterpret_cast<const float*>(*next++);
   }
   const float* rotation(int position) const { return rope + int64_t{position} * Shape::rotary_dim; }
-};
-
-// One head of one token in float32, zero from head_dim on.
-template <class Shape>
-struct Head {
-  static constexpr int vectors = Layout<Shape>::depth / lanes;
-  f32x16 x[vectors];
-
-  Head() {
-    for (f32x16& v : x) v = f32x16::splat(0);
-  }
-
-  template <class In>
-  explicit Head(const In* in) {
-    for (int i = 0; i < vectors; ++i) x[i] = columns(in, i);
-  }
-
-  void normalize(const float* weight) {
-    f32x16 squares[2] = {f32x16::splat(0), f32x16::splat(0)};
-    for (int i = 0; i < vectors; ++i) squares[i % 2] = fma(x[i], x[i], squares[i % 2]);
-    const f32x16 scale = f32x16::splat(1 / std::sqrt(reduce_add(squares[0] + squares[1]) / Shape::head_dim + Shape::norm_eps));
-    for (int i = 0; i < vectors; ++i) x[i] = x[i] * scale * columns(weight, i);
-  }
-
-  void rotate(const float* cos_sin) {
-    constexpr int half = Shape::rotary_dim / 2, count = half / lanes;
-    if constexpr (half % lanes == 0 && !Shape::interleaved) {
-      for (int i = 0; i < count; ++i) {
-        const f32x16 cos = load(cos_sin + i * lanes), sin = load(cos_sin + half + i * lanes), first = x[i], second = x[count + i];
-        x[i] = first * cos - second * sin;
-        x[count + i] = second * cos + first * sin;
-      }
-    } else {
-      float flat[vectors * lanes];
-      for (int i = 0; i < vectors; ++i) store(flat + i * lanes, x[i]);
-      for (int i = 0; i < half; ++i) {
-        float &a = flat[Shape::interleaved ? 2 * i : i], &b = flat[Shape::interleaved ? 2 * i + 1 : half + i];
-        const float cos = cos_sin[i], sin = cos_sin[half + i], first = a, second = b;
-        a = first * cos - second * sin;
-        b = second * cos + first * sin;
-      }
-      for (int i = 0; i < vectors; ++i) x[i] = load(flat + i * lanes);
-    }
-  }
-
- private:
-  template <class T>
-  static f32x16 columns(const T* in, int i) {
-    const int used = std::min(lanes, Shape::head_dim - i * lanes);
-    return used > 0 ? load(in + i * lanes, used) : f32x16::splat(0);
-  }
 };
 
 // A token of the batch, with its place in its sequence.
@@ -98,24 +46,6 @@ class Tokens {
   int row_, seq_;
 };
 
-// A key as its column of a block's words [head_dim/2][16]: columns 2i and 2i + 1 of the head are a word.
-template <class Shape>
-void store_key(const Head<Shape>& key, std::byte* block, int slot) {
-  alignas(64) uint32_t words[Layout<Shape>::depth / 2];
-  for (int i = 0; i < key.vectors; ++i) store(reinterpret_cast<bf16*>(words) + i * lanes, key.x[i]);
-  uint32_t* out = reinterpret_cast<uint32_t*>(block + slot / 16 * Layout<Shape>::keys_bytes / 2) + slot % 16;
-  for (int i = 0; i < Shape::head_dim / 2; ++i) out[i * 16] = words[i];
-}
-
-// A value as its half of the words of a pair of slots, in tiles of 16 columns: [columns/16][block_size/2][16][2].
-template <class Shape>
-void store_value(const Head<Shape>& value, std::byte* block, int slot) {
-  std::byte* out = block + Layout<Shape>::keys_bytes + slot / 2 * 64;
-  for (int i = 0; i < Layout<Shape>::columns / lanes; ++i) {
-    store_alternate(reinterpret_cast<bf16*>(out + i * Layout<Shape>::value_tile_bytes), value.x[i], slot % 2);
-  }
-}
-
 // Slots behind a sequence's end hold zeros: what a block held before may be NaN, and zero times NaN would reach the sums.
 template <class Shape, class Store>
 void store_and_clear(const Call& call, const Token& token, int kv_head, const Head<Shape>& head, Store store) {
@@ -128,14 +58,14 @@ void store_and_clear(const Call& call, const Token& token, int kv_head, const He
   for (int slot = token.slot() + 1; slot < block_size; ++slot) store(Head<Shape>(), block, slot);
 }
 
-// out[depth]: scaled so that scores come in units of log2.
+// Scaled so that scores come in units of log2.
 template <class Shape>
-void prepare_query(const Weights<Shape>& weights, const typename Shape::Query* in, int position, Factor* out) {
+Head<Shape> make_query(const Weights<Shape>& weights, const typename Shape::Query* in, int position) {
   Head<Shape> q(in);
   if constexpr (Shape::norms_q) q.normalize(weights.q_norm);
   if constexpr (Shape::rotary_dim > 0) q.rotate(weights.rotation(position));
-  const f32x16 scale = f32x16::splat(Shape::scale * log2e);
-  for (int i = 0; i < q.vectors; ++i) store(out + i * lanes, q.x[i] * scale);
+  for (f32x16& x : q.x) x = x * f32x16::splat(Shape::scale * log2e);
+  return q;
 }
 
 template <class Shape>
@@ -143,13 +73,13 @@ void write_key(const Call& call, const Weights<Shape>& weights, const Token& tok
   Head<Shape> k(call.inputs[1].row<typename Shape::Key>(token.row) + kv_head * Shape::head_dim);
   if constexpr (Shape::norms_k) k.normalize(weights.k_norm);
   if constexpr (Shape::rotary_dim > 0) k.rotate(weights.rotation(token.position));
-  store_and_clear(call, token, kv_head, k, store_key<Shape>);
+  store_and_clear(call, token, kv_head, k, Shape::Cache::store_key);
 }
 
 template <class Shape>
 void write_value(const Call& call, const Token& token, int kv_head) {
   const Head<Shape> v(call.inputs[2].row<typename Shape::Value>(token.row) + kv_head * Shape::head_dim);
-  store_and_clear(call, token, kv_head, v, store_value<Shape>);
+  store_and_clear(call, token, kv_head, v, Shape::Cache::store_value);
 }
 
 // The tokens of one sequence, in one head.

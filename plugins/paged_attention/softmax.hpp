@@ -1,6 +1,8 @@
-// Scores -> probabilities of one chunk, and the merge of chunks.
+// Scores -> their peaks, and the merge of chunks.
 #pragma once
-#include "paged_attention/multiply.hpp"
+#include <algorithm>
+
+#include "paged_attention/layout.hpp"
 
 namespace slipway::paged_attention {
 
@@ -18,13 +20,6 @@ f32x16 capped(f32x16 score) {
   return f32x16::splat(cap) * (one - f32x16::splat(2) / (power + one));  // cap * tanh(score / cap)
 }
 
-// One vector a row: what the scores of a chunk have come to so far.
-using Folds = float[tile_rows][lanes];
-
-inline void fill(Folds& folds, int rows, float value) {
-  for (int r = 0; r < rows; ++r) store(folds[r], f32x16::splat(value));
-}
-
 // Caps the scores of a block, hides those that a row does not see, and folds the greatest of each row.
 // seen: of each row, counted from the block's first position, or null when all rows see the whole block.
 template <class Shape>
@@ -39,16 +34,6 @@ void fold_peaks(float* scores, int rows, const Positions* seen, Folds& peaks) {
       peak = max(peak, score);
     }
     store(peaks[r], peak);
-  }
-}
-
-// Turns the scores of a block into exp2(score - peak) and folds the sum of each row.
-inline void fold_sums(float* scores, int rows, const float* peaks, Folds& sums) {
-  for (int r = 0; r < rows; ++r) {
-    const f32x16 peak = f32x16::splat(peaks[r] == nothing ? 0 : peaks[r]);
-    const f32x16 first = exp2(load(scores_at(scores, 0, r)) - peak), second = exp2(load(scores_at(scores, lanes, r)) - peak);
-    store(sums[r], load(sums[r]) + (first + second));
-    store_probabilities(scores_at(scores, 0, r), first, second);
   }
 }
 

@@ -1,0 +1,58 @@
+// Query rows times lines of a KV block, each line 16 tokens or 16 columns: processors without AMX, and decoding.
+//
+// Each row's sums run in the order of the positions (or of the dimensions), whatever else is in the tile.
+#pragma once
+#include <algorithm>
+#include <bit>
+
+#include "paged_attention/layout.hpp"
+#include "slipway/unroll.hpp"
+
+namespace slipway::paged_attention {
+
+#if defined(__AVX512F__)
+inline constexpr int most_rows = 8, most_sums = 24;  // query rows multiplied at a time; vectors of sums that registers hold
+#else
+inline constexpr int most_rows = 4, most_sums = 4;
+#endif
+
+// Calls body with `most_rows` rows at a time, then with those left, as a constant.
+template <class Body>
+void for_row_groups(int rows, Body body) {
+  for (int row = 0; row < rows; row += most_rows) {
+    with_constant<most_rows>(std::min(most_rows, rows - row), [&](auto count) { body(row, count); });
+  }
+}
+
+// Probabilities times the values of all blocks, as many tiles of 16 columns at a time as there are registers for: what lies
+// together in memory is read together. Sums<rows> takes `vectors` registers a row; add(sums, row, block, tile, next) adds a tile
+// of a block, write(row, column, sums, r) takes the sums of row + r.
+template <class Shape, int64_t tile_bytes, int vectors, template <int> class Sums, class Add, class Write>
+void stream_values(int rows, const Blocks& blocks, const std::byte* next, Add add, Write write) {
+  constexpr int tiles = Layout<Shape>::columns / lanes;
+  for_row_groups(rows, [&](int row, auto count) {
+    constexpr int held = std::min<int>({tiles, 8, std::max(1, static_cast<int>(std::bit_floor(unsigned{most_sums} / (count * vectors))))});
+    constexpr int parts = (tiles + held - 1) / held, ahead = (4 + held - 1) / held;
+    const auto values = [&](int block, int part) { return blocks.heads[block] + Shape::Cache::values_at + part * held * tile_bytes; };
+    const auto later = [&](int part, int block) {  // what is read `ahead` blocks after this one
+      part += (block + ahead) / blocks.count, block = (block + ahead) % blocks.count;
+      return part < parts ? values(block, part) : next + ((part - parts) * blocks.count + block) * held * tile_bytes;
+    };
+    for (int part = 0; part < parts; ++part) {
+      const int last = tiles - 1 - part * held;  // tiles of the last part beyond it repeat it
+      Sums<count> sums[held];
+      for (int b = 0; b < blocks.count; ++b) {
+        const std::byte* fetch = row == 0 ? later(part, b) : nullptr;
+        unrolled<held>([&](auto t) __attribute__((always_inline)) {
+          add(sums[t], row, b, values(b, part) + std::min<int>(t, last) * tile_bytes, fetch ? fetch + t * tile_bytes : nullptr);
+        });
+      }
+      unrolled<held>([&](auto t) __attribute__((always_inline)) {
+        const int column = (part * held + std::min<int>(t, last)) * lanes;
+        unrolled<count>([&](auto r) __attribute__((always_inline)) { write(row, column, sums[t], r); });
+      });
+    }
+  });
+}
+
+}  // namespace slipway::paged_attention
