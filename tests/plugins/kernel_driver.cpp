@@ -16,7 +16,7 @@ namespace {
 
 // Linux grants AMX tile data once per process and on request only.
 bool allow_tiles() {
-#if defined(__AMX_TILE__)
+#if defined(__AMX_TILE__) && !defined(_tile_loadconfig)  // not emulated
   constexpr long arch_req_xcomp_perm = 0x1023, xfeature_xtiledata = 18;
   return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
 #else

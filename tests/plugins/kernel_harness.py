@@ -1,7 +1,8 @@
 """Compiles the source of a plugin's kernel and calls it on tensors, as the runtime would.
 
 All memory that a kernel is given ends where a page begins that nobody may touch: one that reads or writes on crashes, also
-by masked loads and tile loads, which AddressSanitizer does not see.
+by masked loads and tile loads, which AddressSanitizer does not see. Kernels for AMX run on processors without it too, where those
+have AVX-512 with BF16: tile intrinsics are then functions (emulated_amx.hpp).
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from slipway.compiler.target import CPU_ISAS, Target
 PLUGINS = pathlib.Path(plugin_module.__file__).parent
 DRIVER = pathlib.Path(__file__).with_name("kernel_driver.cpp")
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"slipway-test-kernels-{os.getuid()}"
+EMULATED_AMX = DRIVER.with_name("emulated_amx.hpp")
 HOST_TARGETS = [Target("cpu", isa) for isa in host_isas()]
+AMX = Target("cpu", "amx")
+IS_EMULATED = AMX not in HOST_TARGETS and "avx512_bf16" in host_isas()
+RUNNABLE_TARGETS = HOST_TARGETS + [AMX] * IS_EMULATED
 POISON = 0xFF  # as bf16 and f32: NaN
 PAGE, LINE = mmap.PAGESIZE, 64
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -66,8 +71,10 @@ class Call(ctypes.Structure):
 
 def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
     """A shared object of `source` and the driver; compiled once for the same source, headers, flags and compiler."""
-    flags = [*COMMON_FLAGS, "-shared", "-pthread", "-Wall", "-Wextra", *CPU_ISAS[target.isa][1]]
-    headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER]))
+    emulated = target == AMX and IS_EMULATED
+    isa_flags = [*CPU_ISAS["avx512_bf16"][1], "-include", str(EMULATED_AMX)] if emulated else CPU_ISAS[target.isa][1]
+    flags = [*COMMON_FLAGS, "-shared", "-pthread", "-Wall", "-Wextra", *isa_flags]
+    headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER, EMULATED_AMX]))
     digest = hashlib.sha256("\0".join([*env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
     library = CACHE / f"{digest.hexdigest()[:24]}.so"
     if not library.exists():

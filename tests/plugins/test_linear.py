@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_harness import HOST_TARGETS, compile_kernel, run_kernel
+from kernel_harness import HOST_TARGETS, RUNNABLE_TARGETS, compile_kernel, run_kernel
 from nodes import BF16 as BF16_STORAGE
 from nodes import F32, call_node
 
@@ -88,7 +88,7 @@ def compiled(case, target):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_parallel():
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in HOST_TARGETS for c in CASES]))
+        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS for c in CASES]))
 
 
 def multiplied(x, fmt, target):
@@ -139,7 +139,7 @@ def assert_close(case, target, got):
     assert (off <= allowed).all(), f"{len(got)} rows: {(off / allowed).max():.2f} of what is allowed"
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_meaning_for_any_rows_and_threads(case, target):
     whole = run(case, target, ROWS[0])
@@ -149,7 +149,7 @@ def test_equals_meaning_for_any_rows_and_threads(case, target):
             assert torch.equal(run(case, target, rows, threads), whole[:rows])
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS[1:], ids=str)
+@pytest.mark.parametrize("target", RUNNABLE_TARGETS[1:], ids=str)
 @pytest.mark.parametrize("case", LONG_CASES, ids=str)
 def test_many_rows_equal_few(case, target):
     got = run(case, target, case.rows)
@@ -165,7 +165,7 @@ def test_integers_give_the_same_bits_with_and_without_bf16(case):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+@pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 def test_what_is_not_finite_reaches_its_row_only(case, target, value):
     kernel, lib, weights = compiled(case, target)
@@ -175,7 +175,7 @@ def test_what_is_not_finite_reaches_its_row_only(case, target, value):
     assert not out[1].isfinite().any() and out[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("target", HOST_TARGETS[1:], ids=str)
+@pytest.mark.parametrize("target", RUNNABLE_TARGETS[1:], ids=str)
 @pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
 def test_a_large_input_costs_the_others_what_is_said(case, target):
     """Factors of integer weights are off by 2^-16 of the row's largest input at most; without AMX by a 254th of their block's."""
