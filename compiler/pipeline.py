@@ -128,9 +128,11 @@ def _captured(job: Build) -> Graph:
 
 
 def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
-    """Writes each linear's weight format into its metadata. -> the linears' module paths"""
+    """Writes each linear's weight format, and each attention's KV format, into its metadata. -> the linears' module paths"""
     seen: set[str] = set()
     for node in graph.nodes:
+        if node.target is torch.ops.slipway.paged_attention.default:
+            node.meta["kv_format"] = formats.KV_FORMATS[recipe.precision.kv_cache]
         if node.target not in (torch.ops.aten.linear.default, torch.ops.slipway.gated_linear.default):
             continue
         weights = [n for n in node.args[1:3] if isinstance(n, torch.fx.Node) and n.meta["val"].ndim == 2]

@@ -1,4 +1,4 @@
-"""The table of weight formats, and how a linear's weight W[N, K] becomes codes and scales and back."""
+"""The tables of weight and KV cache formats, and how a linear's weight W[N, K] becomes codes and scales and back."""
 
 from __future__ import annotations
 
@@ -64,6 +64,30 @@ BF16 = WeightFormat("bf16", 16)
 INT8 = WeightFormat("int8", 8)
 INT4_GROUPS = (32, 64, 128)
 FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)))
+
+
+@dataclass(frozen=True)
+class KvFormat:
+    """How keys and values are stored. scale_bytes: beside the numbers of each token and KV head, for keys and for values."""
+
+    name: str
+    bits: int
+    scale_bytes: int = 0
+
+    def token_bytes(self, head_dim: int) -> int:
+        """Of the key, or the value, of one token in one KV head."""
+        return head_dim * self.bits // 8 + self.scale_bytes
+
+    def round_trip(self, x: Tensor) -> Tensor:
+        """float32 x[..., head_dim] as the cache holds it; int8: to the nearest of 127 steps on either side of 0, the last the largest."""
+        if self.bits == 16:
+            return x.bfloat16().float()
+        largest = x.abs().amax(-1, keepdim=True)
+        return torch.where(largest > 0, (x * (x.new_tensor(127) / largest)).round() * (largest / 127), 0.0)
+
+
+KV_BF16, KV_INT8 = KvFormat("bf16", 16), KvFormat("int8", 8, 4)
+KV_FORMATS = {f.name: f for f in (KV_BF16, KV_INT8)}
 
 
 def parse(name: str, group_size: int | None = None, zero_point: bool = False) -> WeightFormat:

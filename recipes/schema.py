@@ -95,8 +95,8 @@ class Precision(Section):
     """int4 only: groups have a zero point."""
     embedding: Literal["bf16"] = "bf16"
     """Storage of the token embedding."""
-    kv_cache: Literal["bf16"] = "bf16"
-    """Storage of keys and values."""
+    kv_cache: Literal["bf16", "int8"] = "bf16"
+    """Storage of keys and values; int8 has a scale for each token and KV head."""
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
     """Linears stored otherwise; the first that matches counts."""
 

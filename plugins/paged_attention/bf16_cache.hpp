@@ -24,9 +24,9 @@ struct PairSums {
     unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = _mm512_setzero_ps(); });
   }
   // factors: [rows][2 * lines], `stride` apart.
-  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* words, int lines, const std::byte* next) {
+  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* words, int lines, const std::byte* later) {
     for (int i = 0; i < lines; ++i) {
-      if (next) prefetch_line_to_l2(next + i * 64);
+      if (later) prefetch_line_to_l2(later + i * 64);
       const auto columns = reinterpret_cast<__m512bh>(_mm512_loadu_si512(words + i * 64));
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
         const auto factor = reinterpret_cast<__m512bh>(splat_word(factors + r * stride + 2 * i));
@@ -41,9 +41,9 @@ struct PairSums {
   PairSums() {
     unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = f32x16::splat(0); });
   }
-  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* words, int lines, const std::byte* next) {
+  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* words, int lines, const std::byte* later) {
     for (int i = 0; i < lines; ++i) {
-      if (next) prefetch_line_to_l2(next + i * 64);
+      if (later) prefetch_line_to_l2(later + i * 64);
       const auto [even, odd] = load_pairs(words + i * 64);
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
         const f32x16 partial = fma(f32x16::splat(factors[r * stride + 2 * i]), even, sums[r]);
@@ -59,10 +59,10 @@ template <class Shape>
 class Bf16Cache {
   static constexpr int columns = Layout<Shape>::columns, tiles = columns / lanes;
   static constexpr int depth = (Shape::head_dim + 31) / 32 * 32;  // of a prepared query, zero behind head_dim
-  static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2, side_bytes = keys_bytes / 2;
   static constexpr int64_t tile_bytes = block_size * lanes * 2;
 
  public:
+  static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2, side_bytes = keys_bytes / 2;
   static constexpr int64_t values_at = keys_bytes, head_bytes = keys_bytes + tiles * tile_bytes;
 
   struct Queries {
@@ -105,22 +105,22 @@ class Bf16Cache {
 
 #if defined(__AMX_BF16__)
 
-  void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* next, float* scores) {
+  void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
     tiles_.use(rows);
-    if (rows <= 16) multiply_keys<1>(queries, head, next, scores);
-    else multiply_keys<2>(queries, head, next, scores);
+    if (rows <= 16) multiply_keys<1>(queries, head, later, scores);
+    else multiply_keys<2>(queries, head, later, scores);
   }
 
-  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const std::byte* next, float* out) {
+  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
     if (rows <= 16) multiply_values<1>(probabilities, blocks, next, out);
     else multiply_values<2>(probabilities, blocks, next, out);
   }
 
  private:
   template <int row_tiles>
-  static void multiply_keys(const Queries& queries, const std::byte* keys, const std::byte* next, float* scores) {
+  static void multiply_keys(const Queries& queries, const std::byte* keys, const std::byte* later, float* scores) {
     constexpr int stride = depth * 2;
-    if constexpr (row_tiles == 1) begin_pages(next, keys_bytes);
+    if constexpr (row_tiles == 1) begin_pages(later, keys_bytes);
     begin_sums();
     for (int k = 0; k < depth; k += 32) {  // the last step may read behind the keys: the queries are zero there
       _tile_loadd(6, keys + k * 32, 64);
@@ -144,7 +144,7 @@ class Bf16Cache {
 
   // Four tiles of sums at a time.
   template <int row_tiles>
-  static void multiply_values(const float* probabilities, const Blocks& blocks, const std::byte* next, float* out) {
+  static void multiply_values(const float* probabilities, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
     constexpr int step = 4 / row_tiles;
     for (int first = 0; first < tiles; first += step) {
       const auto tile = [&](int i) { return std::min(first + i, tiles - 1); };  // the last may repeat those before
@@ -154,7 +154,7 @@ class Bf16Cache {
         if constexpr (row_tiles == 1) {
           if (b + 1 < blocks.count) begin_pages(values(b + 1, first), step * tile_bytes);
           else if (first + step < tiles) begin_pages(values(0, first + step), step * tile_bytes);
-          else begin_pages(next, keys_bytes);
+          else begin_pages(next);
         }
         _tile_loadd(4, scores_at(probabilities, b * block_size, 0), 64);
         _tile_loadd(6, values(b, tile(0)), 64);
@@ -184,17 +184,17 @@ class Bf16Cache {
 
 #else
 
-  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* next, float* scores) {
+  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
     for_row_groups(rows, [&](int row, auto count) {
       for (int side = 0; side < 2; ++side) {
         PairSums<count> sums;
-        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, row == 0 ? next + side * side_bytes : nullptr);
+        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, row == 0 ? later + side * side_bytes : nullptr);
         unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sum(r)); });
       }
     });
   }
 
-  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const std::byte* next, float* out) {
+  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
     constexpr int together = 64 / sizeof(Factor);  // tokens whose probabilities lie together
     stream_values<Shape, tile_bytes, 1, PairSums>(
         rows, blocks, next,

@@ -13,6 +13,8 @@
 #include <utility>
 
 #include "paged_attention/bf16_cache.hpp"
+#include "paged_attention/int8_floats.hpp"
+#include "paged_attention/int8_planes.hpp"
 #include "paged_attention/items.hpp"
 #include "paged_attention/layout.hpp"
 #include "paged_attention/prepare.hpp"
@@ -45,7 +47,7 @@ class Attention {
       const Rows& next = claimed ? items.item() : item;
       prepare_queries(item);
       for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
-        next_ = chunk_index + 1 < item.end_chunk ? first_head(item, chunk_index + 1) : first_head(next, next.first_chunk);
+        next_ = chunk_index + 1 < item.end_chunk ? first_heads(item, chunk_index + 1) : first_heads(next, next.first_chunk);
         attend_tiles(item, chunk_index);
       }
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
@@ -60,7 +62,7 @@ class Attention {
       const Rows& tile = items.item();
       const int done = static_cast<int>(ticket - items.first_ticket());
       if (std::exchange(prepared, items.number()) != items.number()) prepare_queries(tile);
-      next_ = first_head(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
+      next_ = first_heads(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
       attend(tile, tile.first_chunk + done, local_.queries[0], local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
@@ -74,6 +76,7 @@ class Attention {
  private:
   using L = Layout<Shape>;
   using Cache = typename Shape::Cache;
+  using Next = Upcoming<Cache::keys_bytes>;
   using Part = State<L::columns>;
 
   struct alignas(64) Slot {
@@ -140,7 +143,18 @@ class Attention {
     return blocks;
   }
 
-  const std::byte* first_head(const Rows& rows, int chunk_index) const { return blocks_of(rows, chunk_index).heads[0]; }
+  Next first_heads(const Rows& rows, int chunk_index) const {
+    const Blocks blocks = blocks_of(rows, chunk_index);
+    Next first;
+    for (int i = 0; i < first.count; ++i) first.heads[i] = blocks.heads[std::min(i, blocks.count - 1)];
+    return first;
+  }
+
+  // What is read while the keys are that lie `fetch_ahead` behind those of a block: others' keys, or the first values.
+  static const std::byte* after_keys(const Blocks& blocks, int block) {
+    const int later = block + Next::count;
+    return later < blocks.count ? blocks.heads[later] : blocks.heads[std::min(later, 2 * blocks.count - 1) - blocks.count] + Cache::values_at;
+  }
 
   // One tile over one chunk.
   void attend(const Rows& tile, int chunk_index, const typename Cache::Queries& queries, Part& part) {
@@ -151,8 +165,7 @@ class Attention {
     fill(local_.folds, rows, nothing);
     for (int b = begin; b < end; ++b) {
       float* scores = scores_at(local_.scores, b * block_size, 0);
-      const std::byte* next = b + 1 < end ? blocks.heads[b + 1 - begin] : blocks.heads[0] + Cache::values_at;
-      cache_.multiply_keys(queries, rows, blocks.heads[b - begin], next, scores);
+      cache_.multiply_keys(queries, rows, blocks.heads[b - begin], after_keys(blocks, b - begin), scores);
       const bool all_seen = last.begin <= b * block_size && (b + 1) * block_size <= first.end;
       Positions seen_rows[tile_rows];
       for (int r = 0; r < rows && !all_seen; ++r) seen_rows[r] = seen(tile, r, origin + b * block_size);
@@ -179,7 +192,7 @@ class Attention {
   const Weights<Shape> weights_;
   Local& local_;
   Cache cache_;
-  const std::byte* next_ = nullptr;  // what this thread reads after the chunk it is at
+  Next next_;  // of this thread, after the chunk it is at
 };
 
 template <class Shape>

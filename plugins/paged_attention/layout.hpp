@@ -23,7 +23,7 @@ inline const float* scores_at(const float* scores, int position, int row) {
   return scores + position / lanes * score_stride + row * lanes;
 }
 
-// What Shape::Cache (bf16_cache.hpp, int8_cache.hpp) says of a format: how one KV head of a block lies in memory, keys first; how
+// What Shape::Cache (bf16_cache.hpp, int8_planes.hpp, int8_floats.hpp) says of a format: how one KV head of a block lies in memory, keys first; how
 // keys and values get there and queries are prepared; and the two products, with what comes between them:
 //
 //   values_at, head_bytes           where the values begin, and the whole
@@ -33,7 +33,7 @@ inline const float* scores_at(const float* scores, int position, int row) {
 //   weigh                           scores of a chunk -> probabilities as they are multiplied, and their sums
 //   multiply_values                 -> outputs of a chunk, float32
 //
-// `next` is memory that is read soon afterwards: a product asks for as much of it as it reads itself.
+// Products ask for what is read `fetch_ahead` bytes later: of keys, as much from `later` on as they read themselves.
 template <class Shape>
 struct Layout {
   using Cache = typename Shape::Cache;
@@ -58,11 +58,24 @@ struct Blocks {
   const std::byte* heads[chunk / block_size];  // one KV head of each
 };
 
+// The heads whose keys are read first after a chunk.
+inline constexpr int64_t fetch_ahead = 8192;
+template <int64_t keys_bytes>
+struct Upcoming {
+  static constexpr int count = static_cast<int>((fetch_ahead + keys_bytes - 1) / keys_bytes);
+  const std::byte* heads[count];
+};
+
 // Sets the hardware's prefetchers off on memory that is read soon: they stop at the end of each page.
 inline void begin_pages(const std::byte* at, int64_t bytes) {
   for (int64_t page = 0; page < bytes; page += 4096) {
     for (int line = 0; line < 8; ++line) _mm_prefetch(at + page + line * 64, _MM_HINT_T1);
   }
+}
+
+template <int64_t keys_bytes>
+void begin_pages(const Upcoming<keys_bytes>& next) {
+  for (const std::byte* head : next.heads) begin_pages(head, keys_bytes);
 }
 
 // Softmax of a tile of query rows over some positions: out = sum of exp2(score - peak) * value, before the division.

@@ -11,6 +11,7 @@ from slipway.plugins.paged_attention import meaning as meaning  # registers the 
 from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
+from slipway.quantization.formats import KV_BF16, KV_INT8, KvFormat
 
 BLOCK_SIZE = 32  # tokens a KV block: block_size of layout.hpp
 TILE_ROWS = 32  # query rows multiplied at a time; as in layout.hpp, like all below
@@ -19,6 +20,7 @@ CHUNK = 512  # cached tokens between two merges
 SCORES_BYTES = CHUNK // 16 * (TILE_ROWS + 1) * 64
 SLOTS = 128
 LINE = 64  # bytes
+CACHES = {KV_BF16: "Bf16Cache", KV_INT8: "Int8Cache"}  # the format's class in C++
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class Arguments:
     def rotary_dim(self) -> int:
         return 2 * self.rope.meta["val"].shape[2] if self.rope is not None else 0
 
-    @property
-    def kv_bytes(self) -> int:
+    def kv_bytes(self, kv: KvFormat) -> int:
         """Of one cached token."""
-        return 2 * 2 * self.num_kv_heads * self.head_dim
+        return 2 * self.num_kv_heads * kv.token_bytes(self.head_dim)
+
+    def block_bytes(self, kv: KvFormat) -> int:
+        return BLOCK_SIZE * self.num_kv_heads * (kv.token_bytes(self.head_dim) + kv.token_bytes(_columns(self.head_dim)))
 
 
 class PagedAttentionPlugin:
@@ -76,7 +80,7 @@ class PagedAttentionPlugin:
 
     def lower(self, node: Node, target: Target) -> Kernel:
         a = Arguments(*node.args)
-        inputs, dtype = (a.q, a.k, a.v), node.meta["storage"]
+        inputs, dtype, kv = (a.q, a.k, a.v), node.meta["storage"], node.meta.get("kv_format", KV_BF16)
         sources = [x.meta["storage"] for x in inputs]
         shape = {
             "heads": a.num_heads,
@@ -92,22 +96,22 @@ class PagedAttentionPlugin:
             "softcap": a.softcap or 0.0,
         }
         types = {name: CPP_TYPES[t] for name, t in zip(("Query", "Key", "Value", "Out"), (*sources, dtype))}
-        name = symbol("paged_attention", *shape.values(), *types.values())
+        name = symbol("paged_attention", *shape.values(), *types.values(), kv.name)
         return Kernel(
             symbol=name,
-            source=render(__file__, symbol=name, Cache="Bf16Cache", **shape, **types),
+            source=render(__file__, symbol=name, Cache=CACHES[kv], **shape, **types),
             inputs=inputs,
             output_dtypes=(dtype,),
             weights=self._weights(a),
             shared_scratch=SLOTS * (LINE + _state_bytes(a.head_dim)),
-            local_scratch=_local_scratch(a.head_dim, target),
+            local_scratch=_local_scratch(a.head_dim, kv, target),
             kv_layer=a.layer,
             positions=a.rope.meta["val"].shape[0] if a.rope is not None else None,
-            kv_block_bytes=BLOCK_SIZE * 2 * a.num_kv_heads * (a.head_dim + _columns(a.head_dim)),
+            kv_block_bytes=a.block_bytes(kv),
             cost=Cost(
                 token_bytes=sum(x.meta["val"].shape[1] * t.itemsize for x, t in zip((*inputs, node), (*sources, dtype)))
-                + a.kv_bytes,
-                kv_bytes=a.kv_bytes,
+                + a.kv_bytes(kv),
+                kv_bytes=a.kv_bytes(kv),
                 kv_flops=4 * a.num_heads * a.head_dim,
             ),
         )
@@ -119,7 +123,7 @@ class PagedAttentionPlugin:
 
 def _columns(head_dim: int) -> int:
     """Of values and outputs, whose tiles are 16 wide."""
-    return -(-head_dim // 16) * 16
+    return _up(head_dim, 16)
 
 
 def _state_bytes(head_dim: int) -> int:
@@ -127,10 +131,21 @@ def _state_bytes(head_dim: int) -> int:
     return TILE_ROWS * 4 * (2 + _columns(head_dim))
 
 
-def _local_scratch(head_dim: int, target: Target) -> int:
+def _local_scratch(head_dim: int, kv: KvFormat, target: Target) -> int:
     """Scores, queries, a vector for each row, states."""
-    query_bytes = -(-head_dim // 32) * 32 * (2 if target.isa in ("avx512_bf16", "amx") else 4)
+    query_bytes = _query_bytes(head_dim, kv, target)
     return SCORES_BYTES + TILE_ROWS * (ITEM_TILES * query_bytes + LINE) + (ITEM_TILES + 1) * _state_bytes(head_dim)
+
+
+def _query_bytes(head_dim: int, kv: KvFormat, target: Target) -> int:
+    """Of one row: float32, bf16, or two planes of bytes with a scale and what their sums begin with."""
+    if kv == KV_INT8:
+        return 4 * _columns(head_dim) if target.isa == "avx2" else 2 * _up(head_dim, 64) + 12
+    return _up(head_dim, 32) * (2 if target.isa in ("avx512_bf16", "amx") else 4)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 PLUGIN = PagedAttentionPlugin()

@@ -25,18 +25,20 @@ void for_row_groups(int rows, Body body) {
 }
 
 // Probabilities times the values of all blocks, as many tiles of 16 columns at a time as there are registers for: what lies
-// together in memory is read together. Sums<rows> takes `vectors` registers a row; add(sums, row, block, tile, next) adds a tile
-// of a block, write(row, column, sums, r) takes the sums of row + r.
+// together in memory is read together. Sums<rows> takes `vectors` registers a row; add(sums, row, block, tile, later) adds a tile
+// of a block and asks for memory from `later` on, write(row, column, sums, r) takes the sums of row + r.
 template <class Shape, int64_t tile_bytes, int vectors, template <int> class Sums, class Add, class Write>
-void stream_values(int rows, const Blocks& blocks, const std::byte* next, Add add, Write write) {
+void stream_values(int rows, const Blocks& blocks, const Upcoming<Shape::Cache::keys_bytes>& next, Add add, Write write) {
   constexpr int tiles = Layout<Shape>::columns / lanes;
   for_row_groups(rows, [&](int row, auto count) {
     constexpr int held = std::min<int>({tiles, 8, std::max(1, static_cast<int>(std::bit_floor(unsigned{most_sums} / (count * vectors))))});
-    constexpr int parts = (tiles + held - 1) / held, ahead = (4 + held - 1) / held;
-    const auto values = [&](int block, int part) { return blocks.heads[block] + Shape::Cache::values_at + part * held * tile_bytes; };
-    const auto later = [&](int part, int block) {  // what is read `ahead` blocks after this one
-      part += (block + ahead) / blocks.count, block = (block + ahead) % blocks.count;
-      return part < parts ? values(block, part) : next + ((part - parts) * blocks.count + block) * held * tile_bytes;
+    constexpr int parts = (tiles + held - 1) / held;
+    constexpr int64_t part_bytes = held * tile_bytes, ahead = (fetch_ahead + part_bytes - 1) / part_bytes;
+    const auto values = [&](int64_t block, int64_t part) { return blocks.heads[block] + Shape::Cache::values_at + part * part_bytes; };
+    const auto later = [&](int part, int block) {  // what is read `ahead` parts of blocks after this one
+      const int64_t place = int64_t{part} * blocks.count + block + ahead, keys = place - parts * blocks.count;
+      if (keys < 0) return values(place % blocks.count, place / blocks.count);
+      return next.heads[std::min<int64_t>(keys / parts, next.count - 1)] + keys % parts * part_bytes;
     };
     for (int part = 0; part < parts; ++part) {
       const int last = tiles - 1 - part * held;  // tiles of the last part beyond it repeat it

@@ -5,6 +5,7 @@ Decode is compared with reading the same bytes once, in the same run; prefill wi
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 
@@ -15,6 +16,7 @@ from nodes import BF16  # noqa: E402
 from paged import Sequences, Shape, new_blocks  # noqa: E402
 
 from slipway.compiler.target import Target  # noqa: E402
+from slipway.quantization.formats import KV_FORMATS  # noqa: E402
 
 LAYER = Shape(num_heads=16, num_kv_heads=8, head_dim=128, rotary_dim=128, norm=True)  # Qwen3-0.6B
 COPIES = 8  # of the KV blocks, so that none is in a cache when it is read again
@@ -23,16 +25,18 @@ COPIES = 8  # of the KV blocks, so that none is in a cache when it is read again
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     for target in [t for t in HOST_TARGETS[::-1] if t.isa in (sys.argv[2:] or t.isa)]:
-        print(f"{target}, {threads} threads")
-        for sequences, length in ((32, 192), (32, 1024), (8, 1024), (1, 1024), (1, 8192)):
-            decode(target, threads, sequences, length)
-        for new, length in ((1024, 1024), (256, 1024), (512, 4096), (32, 544)):
-            prefill(target, threads, new, length)
+        for kv in KV_FORMATS.values():
+            print(f"{target}, {threads} threads, {kv.name} cache")
+            layer = dataclasses.replace(LAYER, kv=kv)
+            for sequences, length in ((32, 192), (32, 1024), (8, 1024), (1, 1024), (1, 8192)):
+                decode(layer, target, threads, sequences, length)
+            for new, length in ((1024, 1024), (256, 1024), (512, 4096), (32, 544)):
+                prefill(layer, target, threads, new, length)
 
 
-def decode(target: Target, threads: int, count: int, length: int) -> None:
+def decode(layer: Shape, target: Target, threads: int, count: int, length: int) -> None:
     """One token for each of `count` sequences of `length`."""
-    step = Sequences(LAYER, [length] * count).step([(s, length - 1, length) for s in range(count)])
+    step = Sequences(layer, [length] * count).step([(s, length - 1, length) for s in range(count)])
     kernel = step.lower(target, BF16)
     kv = [new_blocks(step.sequences, kernel) for _ in range(COPIES)]
     rival = [new_blocks(step.sequences, kernel) for _ in range(COPIES)]
@@ -46,9 +50,9 @@ def decode(target: Target, threads: int, count: int, length: int) -> None:
     print(f"  decode {count:3} x {length:5}: {took * 1e6:8.0f} us {rates}")
 
 
-def prefill(target: Target, threads: int, new: int, length: int) -> None:
+def prefill(layer: Shape, target: Target, threads: int, new: int, length: int) -> None:
     """The last `new` tokens of one sequence of `length`."""
-    step = Sequences(LAYER, [length]).step([(0, length - new, length)])
+    step = Sequences(layer, [length]).step([(0, length - new, length)])
     kernel = step.lower(target, BF16)
     lib = compile_kernel(kernel.source, target)
     took = min(step.run(kernel, lib, new_blocks(step.sequences, kernel), threads, rounds=7).seconds)

@@ -11,7 +11,7 @@ from slipway.recipes import catalog
 from slipway.runtime.engine import Engine, SamplingParams
 from slipway.runtime.manifest import Manifest
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 MODELS = ("demo-llama", "demo-qwen3")
 ISAS = host_isas()
@@ -49,6 +49,16 @@ def test_weaker_isas_keep_the_limit_of_int8(build, isa):
 def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):
     kl = [json.loads((build(f"{model}/cpu-{p}") / "verify.json").read_text())["kl"] for p in ("bf16", "int8", "int4")]
     assert kl[0] < kl[1] < kl[2]
+
+
+@pytest.mark.parametrize("precision", KL_LIMITS)
+def test_an_int8_kv_cache_costs_little_and_takes_half_the_room(build, model, precision):
+    plain, int8 = (build(f"{model}/cpu-{precision}", *overrides) for overrides in ((), ("precision.kv_cache=int8",)))
+    kl = [json.loads((engine / "verify.json").read_text())["kl"] for engine in (plain, int8)]
+    assert kl[1] < kl[0] + 0.0005 and kl[1] < KL_LIMITS[precision]
+    head_dim = AutoConfig.from_pretrained(checkpoint_of(model)).head_dim
+    blocks = [Manifest.read(engine).plan.kv.block_bytes for engine in (plain, int8)]
+    assert blocks[1] / blocks[0] == (head_dim + 4) / (2 * head_dim)
 
 
 @pytest.fixture(scope="module")

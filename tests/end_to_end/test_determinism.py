@@ -8,6 +8,7 @@ from slipway.runtime.engine import Engine, SamplingParams
 FORMATS = {
     "bf16": ("bf16",),
     "int8": ("int8",),
+    "int8 with an int8 KV cache": ("int8", "precision.kv_cache=int8"),
     "int4 g64": ("int4",),
     "int4 g32 with zero points": ("int4", "precision.group_size=32", "precision.zero_point=true"),
     "int4 g128": ("int4", "precision.group_size=128"),

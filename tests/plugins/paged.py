@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from nodes import BF16, F32, call_node
 from torch.fx import Node
 
 from slipway.compiler.target import Target
+from slipway.plugins.paged_attention import meaning
 from slipway.plugins.paged_attention.plugin import BLOCK_SIZE, PLUGIN
 from slipway.plugins.plugin import Kernel
+from slipway.quantization.formats import KV_BF16, KvFormat
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Shape:
     window: int | None = None
     softcap: float | None = None
     source: torch.dtype = BF16
+    kv: KvFormat = KV_BF16
 
     @property
     def columns(self) -> int:
@@ -104,8 +108,14 @@ class Step:
                 s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, s.window, s.softcap]  # fmt: skip
 
     def meaning(self, cache: torch.Tensor) -> torch.Tensor:
-        """cache: [1, blocks, 2, kv_heads, block_size, head_dim] float32, written to."""
-        return torch.ops.slipway.paged_attention(*self.arguments(cache, F32))
+        """cache: [1, blocks, 2, kv_heads, block_size, head_dim] float32, written to. Of an int8 cache: what int8 holds is written."""
+        exact, kv = meaning._write, self.sequences.shape.kv
+
+        def rounded(cache: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor) -> None:
+            exact(cache, kv.round_trip(k), kv.round_trip(v), *where)
+
+        with mock.patch.object(meaning, "_write", exact if kv == KV_BF16 else rounded):
+            return torch.ops.slipway.paged_attention(*self.arguments(cache, F32))
 
     def lower(self, target: Target, storage: torch.dtype = F32) -> Kernel:
         return PLUGIN.lower(self._node(storage), target)
@@ -115,7 +125,9 @@ class Step:
 
     def _node(self, storage: torch.dtype) -> Node:
         arguments = self.arguments(new_cache(self.sequences), self.rows.dtype)
-        return call_node(torch.ops.slipway.paged_attention.default, *arguments, storage=storage)
+        node = call_node(torch.ops.slipway.paged_attention.default, *arguments, storage=storage)
+        node.meta["kv_format"] = self.sequences.shape.kv
+        return node
 
     def run(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, threads: int = 2, rounds: int = 1) -> Result:
         """kv: the kernel's own blocks, written to. Again `rounds` times."""

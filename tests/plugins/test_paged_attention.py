@@ -2,13 +2,14 @@ import functools
 
 import pytest
 import torch
-from kernel_harness import HOST_TARGETS
+from kernel_harness import HOST_TARGETS, RUNNABLE_TARGETS
 from nodes import BF16, F32, compile_together
 from paged import Sequences, Shape, new_blocks, new_cache
 
 from slipway.compiler.target import Target
 from slipway.plugins.paged_attention.plugin import PLUGIN
 from slipway.plugins.rms_norm.plugin import normalize
+from slipway.quantization.formats import KV_INT8
 
 SHAPES = {
     "plain": Shape(num_heads=4, num_kv_heads=2, head_dim=32),
@@ -20,9 +21,14 @@ SHAPES = {
     "window": Shape(num_heads=8, num_kv_heads=1, head_dim=64, rotary_dim=64, window=40),
     "qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True),
     "gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0),
+    "int8_plain": Shape(num_heads=4, num_kv_heads=2, head_dim=16, kv=KV_INT8),
+    "int8_one_kv_head": Shape(num_heads=7, num_kv_heads=1, head_dim=24, rotary_dim=24, kv=KV_INT8),
+    "int8_partial_rotary": Shape(num_heads=8, num_kv_heads=2, head_dim=80, rotary_dim=32, source=F32, kv=KV_INT8),
+    "int8_qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True, kv=KV_INT8),
+    "int8_gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0, kv=KV_INT8),
 }
 LENGTHS = [1, 31, 32, 33, 511, 513, 700]
-every_target = pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+every_target = pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
 
 
 @functools.cache
@@ -65,7 +71,7 @@ def test_equals_meaning_from_prefill_to_decode(target, name):
 
 
 @every_target
-@pytest.mark.parametrize("name", ["plain", "window", "qwen3", "gemma"])
+@pytest.mark.parametrize("name", ["plain", "window", "qwen3", "gemma", "int8_plain", "int8_qwen3", "int8_gemma"])
 def test_bits_of_a_row_depend_on_nothing_but_the_row(target, name):
     """Alone or in a batch, prefilled or decoded, whole or in parts, with any number of threads."""
     sequences = Sequences(SHAPES[name], [1100, 3, 47, 530])
@@ -102,7 +108,7 @@ def test_a_long_sequence_is_the_same_on_any_number_of_threads(target, threads):
 
 
 @every_target
-@pytest.mark.parametrize("name", ["one_kv_head", "partial_rotary", "qwen3"])
+@pytest.mark.parametrize("name", ["one_kv_head", "partial_rotary", "qwen3", "int8_one_kv_head", "int8_partial_rotary", "int8_qwen3"])
 def test_what_a_block_held_before_does_not_matter(target, name):
     sequences = Sequences(SHAPES[name], [1, 20, 33, 70])
     kernel, run = runner(target, name)
@@ -115,12 +121,35 @@ def test_what_a_block_held_before_does_not_matter(target, name):
 
 
 @every_target
-def test_one_sequence_of_nans_stays_alone(target):
-    sequences, (kernel, run) = Sequences(SHAPES["plain"], [40, 5, 600]), runner(target, "plain")
+@pytest.mark.parametrize("name, value", [("plain", torch.nan), ("int8_plain", torch.nan), ("int8_plain", -torch.inf)])
+def test_one_sequence_of_nans_stays_alone(target, name, value):
+    sequences, (kernel, run) = Sequences(SHAPES[name], [40, 5, 600]), runner(target, name)
     want = run(sequences.step(all_of(sequences)), new_blocks(sequences, kernel))
-    sequences.qkv[1].fill_(torch.nan)
+    sequences.qkv[1].fill_(value)
     got = run(sequences.step(all_of(sequences)), new_blocks(sequences, kernel))
     assert torch.equal(got[:40], want[:40]) and torch.equal(got[45:], want[45:]) and got[40:45].isnan().all()
+
+
+@every_target
+def test_an_int8_cache_costs_nothing_but_its_rounding(target):
+    """Queries and probabilities keep 16 bits, sums are exact: far closer than an 8-bit factor anywhere would be."""
+    sequences = Sequences(SHAPES["int8_plain"], [700, 40])
+    kernel, run = runner(target, "int8_plain")
+    blocks, cache = new_blocks(sequences, kernel), new_cache(sequences)
+    for parts in ([(0, 0, 699), (1, 0, 39)], [(0, 699, 700), (1, 39, 40)]):
+        step = sequences.step(parts)
+        torch.testing.assert_close(run(step, blocks), step.meaning(cache), rtol=0, atol=2e-4)
+
+
+@every_target
+def test_values_of_very_different_size_share_a_cache(target):
+    """Each token has a scale of its own: one with large keys and values takes no bit from the others."""
+    sequences = Sequences(SHAPES["int8_plain"], [300])
+    sequences.qkv[0][150:, 64:] *= 2.0**-12
+    kernel, run = runner(target, "int8_plain")
+    step = sequences.step(all_of(sequences))
+    got, want = run(step, new_blocks(sequences, kernel)), step.meaning(new_cache(sequences))
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
 
 
 def test_meaning_is_ordinary_causal_attention():
@@ -183,4 +212,6 @@ def test_cost_counts_each_byte_once():
     assert kernel.cost.kv_bytes == 2 * 2 * 128 * 2 and kernel.kv_block_bytes == 32 * kernel.cost.kv_bytes
     assert kernel.cost.token_bytes == 2 * 128 * (4 + 2 + 2) + kernel.cost.kv_bytes + 2 * 128 * 4
     assert kernel.cost.kv_flops == 2 * 2 * 4 * 128
+    int8 = Sequences(SHAPES["int8_qwen3"], [1]).step([(0, 0, 1)]).lower(HOST_TARGETS[0], BF16)
+    assert int8.cost.kv_bytes == 2 * 2 * (128 + 4) and int8.kv_block_bytes == 32 * int8.cost.kv_bytes
     assert PLUGIN.ops == ("slipway::paged_attention",)

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipway.compiler.errors import UserError
-from slipway.quantization.formats import BF16, FORMATS, INT8, WeightFormat, dequantize, parse, quantize, round_trip
+from slipway.quantization.formats import (
+    BF16, FORMATS, INT8, KV_BF16, KV_INT8, WeightFormat, dequantize, parse, quantize, round_trip,
+)  # fmt: skip
 
 INTEGER = [f for f in FORMATS if f != BF16]
 
@@ -108,3 +110,20 @@ def test_chunks_do_not_show():
     for fmt in INTEGER:
         whole, alone = quantize(weight, fmt), quantize(weight[431:432], fmt)
         assert torch.equal(whole.codes[431:432], alone.codes) and torch.equal(whole.scales[431:432], alone.scales)
+
+
+def test_kv_formats_by_the_bytes_of_a_token():
+    assert [f.token_bytes(128) for f in (KV_BF16, KV_INT8)] == [256, 132]
+    x = torch.randn(5, 16)
+    assert torch.equal(KV_BF16.round_trip(x), x.bfloat16().float())
+
+
+@settings(deadline=None, max_examples=50)
+@given(heads=st.integers(1, 3), head_dim=st.integers(1, 70), exponent=st.integers(-60, 60), seed=st.integers(0, 99))
+def test_an_int8_cache_keeps_each_head_to_half_a_step(heads, head_dim, exponent, seed):
+    x = torch.randn(4, heads, head_dim, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    x[0] = 0
+    held = KV_INT8.round_trip(x)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    assert ((held - x).abs() <= 0.5001 * step).all() and (held[0] == 0).all()
+    torch.testing.assert_close(KV_INT8.round_trip(held), held)

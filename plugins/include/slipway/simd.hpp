@@ -40,6 +40,12 @@ inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline float reduce_add(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
+// The larger of lanes from 0 on; what is not a number is larger still.
+inline f32x16 max_or_nan(f32x16 a, f32x16 b) {
+  return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+inline uint32_t reduce_max_bits(f32x16 a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a.v)); }
+
 inline f32x16 load(const float* at) { return {_mm512_loadu_ps(at)}; }
 inline f32x16 load(const bf16* at) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -47,6 +53,7 @@ inline f32x16 load(const bf16* at) {
 }
 inline void store(float* at, f32x16 a) { _mm512_storeu_ps(at, a.v); }
 inline void store_around_cache(float* at, f32x16 a) { _mm512_stream_ps(at, a.v); }  // `at` aligned; an sfence makes it visible
+inline __m128i to_int8(f32x16 a) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)); }  // to the nearest
 
 // The four bytes at `at` in every lane.
 inline __m512i splat_word(const void* at) {
@@ -137,6 +144,16 @@ float reduce(f32x16 a, Op op) {
 inline float reduce_add(f32x16 a) { return reduce(a, [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); }); }
 inline float reduce_max(f32x16 a) { return reduce(a, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); }); }
 
+inline f32x16 max_or_nan(f32x16 a, f32x16 b) {
+  return each(a, b, [](__m256 x, __m256 y) { return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(x), _mm256_castps_si256(y))); });
+}
+inline uint32_t reduce_max_bits(f32x16 a) {
+  const __m256i half = _mm256_max_epu32(_mm256_castps_si256(a.v[0]), _mm256_castps_si256(a.v[1]));
+  __m128i x = _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1))));
+}
+
 inline f32x16 load(const float* at) { return {{_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}}; }
 inline __m256 widen(__m128i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16)); }
 inline f32x16 load(const bf16* at) {
@@ -150,6 +167,11 @@ inline void store(float* at, f32x16 a) {
 inline void store_around_cache(float* at, f32x16 a) {
   _mm256_stream_ps(at, a.v[0]);
   _mm256_stream_ps(at + 8, a.v[1]);
+}
+
+inline __m128i to_int8(f32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a.v[0]), _mm256_cvtps_epi32(a.v[1])), 0xd8);
+  return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
 inline std::pair<f32x16, f32x16> load_pairs(const std::byte* at) {
@@ -207,6 +229,14 @@ inline f32x16 exp2(f32x16 a) {
 
 #endif
 
+// The largest of lanes from 0 on, NaN if one of them is not finite.
+inline float reduce_max_or_nan(f32x16 a) {
+  const uint32_t bits = reduce_max_bits(a), nan = 0x7fc00000;
+  float value;
+  std::memcpy(&value, bits < 0x7f800000 ? &bits : &nan, sizeof value);
+  return value;
+}
+
 inline f32x16 exp(f32x16 a) { return exp2(a * f32x16::splat(1.4426950408889634f)); }
 
 // The first `used` lanes; the others are zero, and their memory stays untouched.
@@ -234,6 +264,18 @@ inline void store_alternate(bf16* at, f32x16 a, int parity) {
   bf16 copy[lanes];
   store(copy, a);
   for (int i = 0; i < lanes; ++i) at[2 * i + parity] = copy[i];
+#endif
+}
+
+// The lanes' bytes as at[part], at[part + 4] ...; the bytes between them stay untouched.
+inline void store_fourth(int8_t* at, __m128i bytes, int part) {
+#if defined(__AVX512BW__)
+  const __m512i words = _mm512_sll_epi32(_mm512_cvtepu8_epi32(bytes), _mm_cvtsi32_si128(8 * part));
+  _mm512_mask_storeu_epi8(at, 0x1111111111111111u << part, words);
+#else
+  int8_t copy[lanes];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(copy), bytes);
+  for (int i = 0; i < lanes; ++i) at[4 * i + part] = copy[i];
 #endif
 }
 

@@ -93,14 +93,12 @@ void multiply_step(const std::byte* a0, const std::byte* a1, const std::byte* b,
   }
 }
 
-inline f32x16 to_float(__m512i a) { return {_mm512_cvtepi32_ps(a)}; }
-
 // The two plane sums of a row and 16 columns, with the scales of the columns.
 template <class P>
 f32x16 finished(const FixedRows<P>& rows, int64_t row, __m512i high, __m512i low, f32x16 scale) {
   high = _mm512_sub_epi32(high, _mm512_set1_epi32(rows.sums[row]));
   low = _mm512_sub_epi32(low, _mm512_set1_epi32(rows.sums[rows.padded + row]));
-  return fma(to_float(high), f32x16::splat(256), to_float(low)) * (f32x16::splat(rows.scales[row]) * scale);
+  return from_planes(high, low) * (f32x16::splat(rows.scales[row]) * scale);
 }
 
 template <class P>

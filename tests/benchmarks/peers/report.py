@@ -37,7 +37,8 @@ class Ratio:
 
 
 def ratios(standings: list[Standing]) -> list[Ratio]:
-    ours = {s.weights: s for s in standings if s.is_ours}
+    every = [s for s in standings if s.is_ours]
+    ours = {s.weights: s for s in reversed(every)}  # of several with the same weights, the first
     peers = [s for s in standings if not s.is_ours]
     bf16_peers, int4_peers = ([p for p in peers if p.weights == weights] for weights in ("bf16", "int4"))
 
@@ -53,7 +54,6 @@ def ratios(standings: list[Standing]) -> list[Ratio]:
     def decode(count: int) -> Callable[[Figures], float]:
         return lambda figures: figures.decode[count]
 
-    every = list(ours.values())
     slowest = max(every, key=lambda s: s.figures.start_s)
     return [
         share("bf16", 0.8),
