@@ -93,7 +93,7 @@ def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes
                 speed = weights[0].nbytes / seconds
                 click.echo(
                     f"{shape:10}{fmt:10}{count:6}{seconds * 1e3:10.3f}{speed / 1e9:8.1f}{speed / reading:9.0%}"
-                    f"{kernel.cost.token_flops * count / seconds / 1e12:9.2f}"
+                    f"{kernel.cost.token_flops * count / seconds / 1e12:9.3f}"
                 )
 
 

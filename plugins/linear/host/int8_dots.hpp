@@ -3,6 +3,8 @@
 // Activations are int8 too, with a scale for each row and block of weights: sums of a block are exact integers, sums of blocks
 // float32. int4 weights spread as they stream by, or once for all passes.
 #pragma once
+#include <utility>
+
 #include "linear/host/ladder.hpp"
 #include "linear/host/passes.hpp"
 #include "linear/host/rows.hpp"
@@ -89,6 +91,7 @@ void multiply_rows(const Pass<P, ByteRows<P>>& pass, const Source& weights, Fetc
 template <class P>
 void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias) {
   using Rows = ByteRows<P>;
+  int64_t spread_index = -1;  // the panel in that room
   each_pass<P, Rows, 8>(call, bias, [&](const Pass<P, Rows>& pass, auto count, auto fetch) {
     const auto multiply = [&](const auto& weights) { multiply_rows<P, count>(pass, weights, fetch, P::scales(call, pass.index)); };
     if constexpr (!P::Weights::grouped) {
@@ -96,7 +99,7 @@ void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias)
     } else if constexpr (decltype(fetch)::is_lone) {
       multiply(CodedWeights<P>{pass.panel});
     } else {
-      if (pass.row == 0) spread(CodedWeights<P>{pass.panel}, spread_panel);
+      if (std::exchange(spread_index, pass.index) != pass.index) spread(CodedWeights<P>{pass.panel}, spread_panel);
       multiply(StoredWeights<P>{spread_panel});
     }
   });

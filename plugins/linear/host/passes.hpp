@@ -84,21 +84,26 @@ struct Pass {
   }
 };
 
-// multiply(pass, its rows as a constant, fetch) for all rows, packed as Rows, and this thread's panels.
+inline constexpr int64_t part_rows = 128;  // a thread takes a panel with so many rows at a time, so that all finish together
+
+// multiply(pass, its rows as a constant, fetch) for all rows, packed as Rows, and this thread's parts of panels.
 template <class P, class Rows, int most_rows, class Multiply>
 void each_pass(const Call& call, const float* bias, Multiply multiply) {
   constexpr int least_rows = (most_rows + 1) / 2;  // of several passes of nearly one size
-  Stream<panel_chunk<P>> stream(call, P::panels);
-  LoneAhead<P>::begin(P::panel(call, stream.first()));
+  const int64_t parts = ceil_div(call.rows, part_rows);
+  const auto panel_of = [&](int64_t item) { return P::panel(call, item / parts); };
+  Stream<panel_chunk<P>> stream(call, P::panels * parts);
+  LoneAhead<P>::begin(panel_of(stream.first()));
   const Rows rows = pack_rows<P, Rows>(call);
   const Output<P> output(call, bias);
-  const int64_t passes = ceil_div(call.rows, most_rows);
-  stream.each([&](int64_t index, int64_t following) {
-    const std::byte *panel = P::panel(call, index), *next = P::panel(call, following);
-    Pass<P, Rows> pass{rows, output, 0, index, panel};
-    if (passes == 1) return with_constant<most_rows>(call.rows, [&](auto count) { multiply(pass, count, FetchAhead<P>(panel, next)); });
+  stream.each([&](int64_t item, int64_t following) {
+    const std::byte *panel = panel_of(item), *next = panel_of(following);
+    const int64_t part = item % parts, end = call.rows * (part + 1) / parts;
+    Pass<P, Rows> pass{rows, output, call.rows * part / parts, item / parts, panel};
+    const int64_t passes = ceil_div(end - pass.row, most_rows);
+    if (passes == 1) return with_constant<most_rows>(end - pass.row, [&](auto count) { multiply(pass, count, FetchAhead<P>(panel, next)); });
     for (int64_t number = 0; number < passes; ++number) {
-      const int64_t share = ceil_div(call.rows - pass.row, passes - number);
+      const int64_t share = ceil_div(end - pass.row, passes - number);
       with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, number, passes)); });
       pass.row += share;
     }
