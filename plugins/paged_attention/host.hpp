@@ -38,7 +38,7 @@ class Attention {
     const auto claim = [&] {
       if (!items.seek(call_.tickets[1].claim(1))) return false;
       const Rows& item = items.item();
-      if (num_rows<Shape>(batch_, item.seq) <= few_rows) write_sequence(call_, weights_, item.seq, item.kv_head);
+      if (writes_itself<Shape>(batch_, item.seq)) write_sequence(call_, weights_, item.seq, item.kv_head);
       return true;
     };
     for (bool claimed = claim(); claimed;) {
@@ -203,15 +203,15 @@ void run(const Call& call) {
   Attention<Shape> attention(call);
   if (num_tiles <= slots && num_tiles < enough) {
     if (call.rank == 0) attention.reset_slots();
-    write_cache<Shape>(call, 0);
+    write_cache<Shape>(call, true);
     call.sync();
     return attention.run_chunks();
   }
   const int rows_per_item = Work::count(batch, item_tiles * tile_rows) < enough ? tile_rows : item_tiles * tile_rows;
-  int longest = 0;
-  for (int s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, num_rows<Shape>(batch, s));
-  if (longest > few_rows) {
-    write_cache<Shape>(call, few_rows);
+  bool all_write = true;
+  for (int s = 0; s < batch.num_seqs; ++s) all_write = all_write && writes_itself<Shape>(batch, s);
+  if (!all_write) {
+    write_cache<Shape>(call, false);
     call.sync();
   }
   attention.run_items(rows_per_item);

@@ -14,6 +14,23 @@ struct Rows {
   int chunks() const { return end_chunk - first_chunk; }
 };
 
+// The first query row of a sequence's KV head that is attended for, num_rows if none is: all rows are or, with Shape::only_wanted,
+// those from the first token on whose logits are wanted.
+template <class Shape>
+int first_row(const Batch& batch, int seq) {
+  if constexpr (!Shape::only_wanted) return 0;
+  const int begin = batch.cu_seqlens[seq], end = batch.cu_seqlens[seq + 1];
+  const int32_t *rows = batch.logit_rows, *behind = rows + batch.num_logit_rows, *wanted = std::lower_bound(rows, behind, begin);
+  return ((wanted == behind ? end : std::min(*wanted, end)) - begin) * Layout<Shape>::group;
+}
+
+// Whether the work item of a sequence's KV head writes its keys and values itself: it is the only one, and there is one.
+template <class Shape>
+bool writes_itself(const Batch& batch, int seq) {
+  const int rows = num_rows<Shape>(batch, seq);
+  return rows <= few_rows && first_row<Shape>(batch, seq) < rows;
+}
+
 template <class Shape>
 Rows make_rows(const Batch& batch, int seq, int kv_head, int first, int most) {
   constexpr int group = Layout<Shape>::group;
@@ -34,7 +51,9 @@ class Items {
 
   static int64_t count(const Batch& batch, int rows_per_item) {
     int64_t items = 0;
-    for (int s = 0; s < batch.num_seqs; ++s) items += (num_rows<Shape>(batch, s) + rows_per_item - 1) / rows_per_item;
+    for (int s = 0; s < batch.num_seqs; ++s) {
+      items += (num_rows<Shape>(batch, s) - first_row<Shape>(batch, s) + rows_per_item - 1) / rows_per_item;
+    }
     return items * Shape::kv_heads;
   }
 
@@ -63,18 +82,19 @@ class Items {
   }
 
   void enter() {
-    while (seq_ < batch_.num_seqs && num_rows<Shape>(batch_, seq_) == 0) ++seq_;
+    while (seq_ < batch_.num_seqs && first_row<Shape>(batch_, seq_) == num_rows<Shape>(batch_, seq_)) ++seq_;
     if (seq_ == batch_.num_seqs) return;
-    part_ = (num_rows<Shape>(batch_, seq_) - 1) / rows_per_item_;
+    first_row_ = first_row<Shape>(batch_, seq_);
+    part_ = (num_rows<Shape>(batch_, seq_) - first_row_ - 1) / rows_per_item_;
     measure();
   }
 
-  void measure() { item_ = make_rows<Shape>(batch_, seq_, kv_head_, part_ * rows_per_item_, rows_per_item_); }
+  void measure() { item_ = make_rows<Shape>(batch_, seq_, kv_head_, first_row_ + part_ * rows_per_item_, rows_per_item_); }
 
   const Batch& batch_;
   const int rows_per_item_;
   const bool ticket_per_chunk_;
-  int seq_ = 0, kv_head_ = 0, part_ = 0;
+  int seq_ = 0, kv_head_ = 0, first_row_ = 0, part_ = 0;
   Rows item_{};
   int64_t number_ = 0, first_ticket_ = 0;
 };

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from slipway.compiler.ops import is_op
 from slipway.compiler.target import Target
 from slipway.plugins.paged_attention import meaning as meaning  # registers the ops
 from slipway.plugins.plugin import Cost, Kernel, PackedWeight
@@ -94,6 +95,7 @@ class PagedAttentionPlugin:
             "scale": a.scale,
             "window": a.window or 0,
             "softcap": a.softcap or 0.0,
+            "only_wanted": int(bool(node.users) and all(is_op(user, "slipway::gather_rows") for user in node.users)),
         }
         types = {name: CPP_TYPES[t] for name, t in zip(("Query", "Key", "Value", "Out"), (*sources, dtype))}
         name = symbol("paged_attention", *shape.values(), *types.values(), kv.name)

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "paged_attention/head.hpp"
+#include "paged_attention/items.hpp"
 
 namespace slipway::paged_attention {
 
@@ -93,10 +94,10 @@ void write_sequence(const Call& call, const Weights<Shape>& weights, int seq, in
   }
 }
 
-// The tokens of sequences that have more than `most_rows` query rows a head: heads of 16 tokens at a time, first those of
-// k, then of v.
+// The tokens of all sequences, or of those whose work items do not write them: heads of 16 tokens at a time, first those of k, then
+// of v.
 template <class Shape>
-void write_cache(const Call& call, int most_rows) {
+void write_cache(const Call& call, bool of_all) {
   constexpr int heads = 2 * Shape::kv_heads;
   const Weights<Shape> weights(call);
   const int num_tokens = call.batch->num_tokens;
@@ -108,7 +109,7 @@ void write_cache(const Call& call, int most_rows) {
       Tokens tokens(*call.batch, first);
       for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
         const Token token = tokens.next();
-        if (num_rows<Shape>(*call.batch, token.seq) <= most_rows) continue;
+        if (!of_all && writes_itself<Shape>(*call.batch, token.seq)) continue;
         if (head < Shape::kv_heads) write_key(call, weights, token, head);
         else write_value<Shape>(call, token, head - Shape::kv_heads);
       }

@@ -79,7 +79,7 @@ Batch checked_batch(const Plan& plan, Ints& tokens, Ints& positions, Ints& cu_se
               seqs >= 1 && seqs <= static_cast<size_t>(limits.max_sequences) && cu_seqlens.size() == seqs + 1 &&
               blocks.shape(0) == seqs && rows.size() <= static_cast<size_t>(limits.max_logit_rows) &&
               in_range(tokens, plan.vocab_size) && in_range(positions, limits.max_sequence_length) &&
-              in_range(rows, static_cast<int64_t>(tokens.size())) && cu_seqlens.data()[0] == 0 &&
+              in_range(rows, static_cast<int64_t>(tokens.size())) && std::is_sorted(rows.data(), rows.data() + rows.size()) && cu_seqlens.data()[0] == 0 &&
               cu_seqlens.data()[seqs] == static_cast<int64_t>(tokens.size());
   for (size_t s = 0; good && s < seqs; ++s) {
     const int64_t used = (kv_lens.data()[s] + plan.kv.block_size - 1) / plan.kv.block_size;

@@ -14,6 +14,7 @@ from nodes import BF16, F32, call_node
 from torch.fx import Node
 
 from slipway.compiler.target import Target
+from slipway.plugins.gather_rows import plugin as gather_rows  # registers the op
 from slipway.plugins.paged_attention import meaning
 from slipway.plugins.paged_attention.plugin import BLOCK_SIZE, PLUGIN
 from slipway.plugins.plugin import Kernel
@@ -68,7 +69,7 @@ class Sequences:
             "rope": torch.stack((angles.cos(), angles.sin()), 1) if s.rotary_dim else None,
         }
 
-    def step(self, parts: list[tuple[int, int, int]]) -> Step:
+    def step(self, parts: list[tuple[int, int, int]], logit_rows: list[int] | None = None) -> Step:
         """One engine step of (sequence, first token, end) parts."""
         rows = torch.cat([self.qkv[s][begin:end] for s, begin, end in parts])
         counts = [end - begin for _, begin, end in parts]
@@ -79,6 +80,7 @@ class Sequences:
             cu_seqlens=np.cumsum([0, *counts]).astype(np.int32),
             kv_lens=np.array([end for *_, end in parts], np.int32),
             block_table=self.block_table[[s for s, *_ in parts]],
+            logit_rows=None if logit_rows is None else np.array(logit_rows, np.int32),
         )
 
 
@@ -95,6 +97,7 @@ class Step:
     cu_seqlens: np.ndarray
     kv_lens: np.ndarray
     block_table: np.ndarray
+    logit_rows: np.ndarray | None = None  # then the output is read there alone
 
     def _split(self) -> tuple[torch.Tensor, ...]:
         s = self.sequences.shape
@@ -127,6 +130,8 @@ class Step:
         arguments = self.arguments(new_cache(self.sequences), self.rows.dtype)
         node = call_node(torch.ops.slipway.paged_attention.default, *arguments, storage=storage)
         node.meta["kv_format"] = self.sequences.shape.kv
+        if self.logit_rows is not None:
+            node.graph.call_function(torch.ops.slipway.gather_rows.default, (node, node.graph.placeholder("logit_rows")))
         return node
 
     def run(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, threads: int = 2, rounds: int = 1) -> Result:
@@ -139,13 +144,17 @@ class Step:
             self._split(),
             [out],
             [self.packed_weights(kernel)] * rounds,
-            make_batch(positions=self.positions, cu_seqlens=self.cu_seqlens, kv_lens=self.kv_lens, block_table=self.block_table),
+            make_batch(**self._batch()),
             threads,
             kv=kv,
             shared_scratch=kernel.shared_scratch_at(len(self.rows)),
             local_scratch=kernel.local_scratch,
         )
         return Result(out, seconds)
+
+    def _batch(self) -> dict[str, np.ndarray]:
+        batch = {name: getattr(self, name) for name in ("positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows")}
+        return {name: values for name, values in batch.items() if values is not None}
 
     def packed_weights(self, kernel: Kernel) -> list[np.ndarray]:
         values = [w for w in self.sequences.weights.values() if w is not None]

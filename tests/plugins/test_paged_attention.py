@@ -27,6 +27,7 @@ SHAPES = {
     "int8_qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True, kv=KV_INT8),
     "int8_gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0, kv=KV_INT8),
 }
+WANTED = ["qwen3", "int8_plain"]  # also for a step whose output is read at logit rows alone
 LENGTHS = [1, 31, 32, 33, 511, 513, 700]
 every_target = pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
 
@@ -35,6 +36,7 @@ every_target = pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
 def kernels(target):
     """The kernels of SHAPES, and one library of them all."""
     found = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(target) for name, shape in SHAPES.items()}
+    found |= {f"{name}, only wanted": Sequences(SHAPES[name], [1]).step([(0, 0, 1)], [0]).lower(target) for name in WANTED}
     return found, compile_together(found.values(), target)
 
 
@@ -128,6 +130,25 @@ def test_one_sequence_of_nans_stays_alone(target, name, value):
     sequences.qkv[1].fill_(value)
     got = run(sequences.step(all_of(sequences)), new_blocks(sequences, kernel))
     assert torch.equal(got[:40], want[:40]) and torch.equal(got[45:], want[45:]) and got[40:45].isnan().all()
+
+
+@every_target
+@pytest.mark.parametrize("name", WANTED)
+@pytest.mark.parametrize("logit_rows", [[], [362], [0, 1, 29, 329, 357, 362], [358], [340, 357]], ids=str)
+def test_what_is_not_read_is_not_computed_but_cached(target, name, logit_rows):
+    sequences = Sequences(SHAPES[name], [300, 330, 33, 300])
+    kernel, run = runner(target, name)
+    before, step = [(1, 0, 302), (3, 0, 295)], sequences.step([(2, 0, 30), (0, 0, 300), (1, 302, 330), (3, 295, 300)], logit_rows)
+    all_blocks = new_blocks(sequences, kernel)
+    run(sequences.step(before), all_blocks)
+    want = run(step, all_blocks)
+    for threads in (1, 2, 3):
+        blocks = new_blocks(sequences, kernel)
+        run(sequences.step(before), blocks)
+        got = runner(target, f"{name}, only wanted")[1](step, blocks, threads)
+        assert torch.equal(got[logit_rows], want[logit_rows]) and (blocks == all_blocks).all()
+        unread = slice(0, min(logit_rows or [358]) // 32 * 32)
+        assert got[unread].isnan().all()
 
 
 @every_target

@@ -27,7 +27,7 @@ struct Batch {
   const int32_t* cu_seqlens;   // [num_seqs + 1] first token of each sequence in this batch
   const int32_t* kv_lens;      // [num_seqs] tokens of the sequence in the cache once this step is done
   const int32_t* block_table;  // [num_seqs, max_blocks] index of the KV block that holds positions [i*block_size, ...)
-  const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted
+  const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted, ascending
 };
 
 // A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.
