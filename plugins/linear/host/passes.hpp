@@ -7,11 +7,12 @@ namespace slipway::linear {
 
 // Lines that a pass over a panel asks for while it works, into L2.
 
-template <class P>
-using LoneAhead = Ahead<P, 6144>;
+// A lone pass: those that lie so many bytes further on.
+inline constexpr int most_ahead = 6144;
+template <class P, int rows>
+constexpr int bytes_ahead = rows == 1 && !P::Weights::grouped ? 3072 : most_ahead;
 
-// A lone pass: those that lie 6 KB further on.
-template <class P>
+template <class P, int rows>
 class FetchAhead {
  public:
   static constexpr bool is_lone = true;
@@ -25,7 +26,7 @@ class FetchAhead {
   }
 
  private:
-  const LoneAhead<P> ahead_;
+  const Ahead<P, bytes_ahead<P, rows>> ahead_;
   const std::byte* next_ = nullptr;
 };
 
@@ -93,7 +94,7 @@ void each_pass(const Call& call, const float* bias, Multiply multiply) {
   const int64_t parts = ceil_div(call.rows, part_rows);
   const auto panel_of = [&](int64_t item) { return P::panel(call, item / parts); };
   Stream<panel_chunk<P>> stream(call, P::panels * parts);
-  LoneAhead<P>::begin(panel_of(stream.first()));
+  Ahead<P, most_ahead>::begin(panel_of(stream.first()));
   const Rows rows = pack_rows<P, Rows>(call);
   const Output<P> output(call, bias);
   stream.each([&](int64_t item, int64_t following) {
@@ -101,7 +102,9 @@ void each_pass(const Call& call, const float* bias, Multiply multiply) {
     const int64_t part = item % parts, end = call.rows * (part + 1) / parts;
     Pass<P, Rows> pass{rows, output, call.rows * part / parts, item / parts, panel};
     const int64_t passes = ceil_div(end - pass.row, most_rows);
-    if (passes == 1) return with_constant<most_rows>(end - pass.row, [&](auto count) { multiply(pass, count, FetchAhead<P>(panel, next)); });
+    if (passes == 1) {
+      return with_constant<most_rows>(end - pass.row, [&](auto count) { multiply(pass, count, FetchAhead<P, count>(panel, next)); });
+    }
     for (int64_t number = 0; number < passes; ++number) {
       const int64_t share = ceil_div(end - pass.row, passes - number);
       with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, number, passes)); });
