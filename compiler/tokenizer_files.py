@@ -13,7 +13,7 @@ from slipway.compiler.errors import UserError
 from slipway.recipes.problems import UserErrors, shown, translate
 from slipway.recipes.schema import Sampling
 from slipway.recipes.source import Document
-from slipway.runtime import manifest
+from slipway.runtime import manifest, vocabulary
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -44,6 +44,7 @@ def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.To
         return None
     folder.mkdir()
     (folder / "tokenizer.json").write_bytes(source.read_bytes())
+    vocabulary.read_vocabulary(read_tokenizer(checkpoint)).write(folder / vocabulary.FILE_NAME)
     config = _json(checkpoint.directory / "tokenizer_config.json")
     template = _chat_template(checkpoint.directory, config)
     if template is not None:

@@ -68,7 +68,7 @@ class Engine:
         num_blocks = loading.choose_blocks(manifest, options)
         weights = loading.map_files(manifest, directory, options)
         tokenizer = loading.tokenizer_of(manifest, directory)
-        vocabulary = loading.vocabulary_of(manifest, directory, tokenizer)
+        vocabulary = loading.vocabulary_of(manifest, directory)
         loading.request_amx(manifest)
         try:
             native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads, max_queued)

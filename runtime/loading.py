@@ -10,6 +10,7 @@ from slipway.runtime import integrity, machine, vocabulary
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.parallel import for_each
+from slipway.runtime.vocabulary import Vocabulary
 
 
 MAX_THREADS, MAX_KV_TOKENS = 1024, (1 << 31) - 1
@@ -126,13 +127,9 @@ def tokenizer_of(manifest: Manifest, directory: pathlib.Path):
         raise EngineError(str(path), f"not a tokenizer ({error})", hint="the engine is damaged: copy or build it again") from None
 
 
-def vocabulary_of(manifest: Manifest, directory: pathlib.Path, tokenizer) -> vocabulary.Vocabulary:
-    """As the build kept it, or else made anew."""
-    if tokenizer is None:
-        return vocabulary.Vocabulary([], [], False)
-    if vocabulary.FILE_NAME in manifest.files:
-        return vocabulary.Vocabulary.read(directory / vocabulary.FILE_NAME)
-    return vocabulary.read_vocabulary(tokenizer)
+def vocabulary_of(manifest: Manifest, directory: pathlib.Path) -> Vocabulary:
+    """Without tokens for an engine without a tokenizer."""
+    return Vocabulary.read(directory / "tokenizer" / vocabulary.FILE_NAME) if manifest.tokenizer else Vocabulary([], [], False)
 
 
 def bind_segments(manifest: Manifest, directory: pathlib.Path, native, options: Options) -> None:

@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 
@@ -150,7 +150,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """tokenizer/tokenizer.json and, if `has_chat_template`, tokenizer/chat_template.jinja.
+    """tokenizer/: tokenizer.json, vocabulary.bin and, if `has_chat_template`, chat_template.jinja.
 
     special_tokens: what a chat template may name ("bos_token": "<s>"). add_special_tokens: a plain prompt gets what the
     tokenizer's post-processor adds; a rendered chat never does.

@@ -27,7 +27,8 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     _check_plan(manifest, f"{where}.plan")
     tokenizer = manifest.tokenizer
     if tokenizer:
-        _check_listed(manifest, "tokenizer/tokenizer.json", f"{where}.tokenizer")
+        for name in ("tokenizer.json", "vocabulary.bin"):
+            _check_listed(manifest, f"tokenizer/{name}", f"{where}.tokenizer")
         if tokenizer.has_chat_template:
             _check_listed(manifest, "tokenizer/chat_template.jinja", f"{where}.tokenizer")
         for token in tokenizer.eos_token_ids:

@@ -1,8 +1,8 @@
 """The bytes of every token, read out of a tokenizer, for the detokenizer in C++.
 
 Byte-level BPE (GPT-2's alphabet), SentencePiece with byte fallback and Metaspace are known; for any other decoder a
-token's bytes are what the tokenizer decodes it to alone. A build may keep the result in tokenizer/vocabulary.bin, little-endian:
-magic, u32 tokens, u8 strip_leading_space, u32 length and u8 special of each token, then the bytes of one after the other.
+token's bytes are what the tokenizer decodes it to alone. A build keeps the result in tokenizer/vocabulary.bin, little-endian: magic,
+u32 tokens, u8 strip_leading_space, u32 length and u8 special of each token, then the bytes of one after the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slipway.runtime.errors import EngineError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FILE_NAME = "tokenizer/vocabulary.bin"
+FILE_NAME = "vocabulary.bin"
 HEADER = struct.Struct("<8sIB")
 MAGIC = b"slipvoc1"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")

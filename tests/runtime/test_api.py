@@ -163,7 +163,7 @@ def refusal(directory, **options):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["weights/next.bin", "kernels/toy.so", "tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"])
+@pytest.mark.parametrize("name", ["weights/next.bin", "kernels/toy.so", "tokenizer/tokenizer.json", "tokenizer/vocabulary.bin", "tokenizer/chat_template.jinja"])
 def test_a_flipped_bit_is_found(toy, name):
     directory = toy()
     data = bytearray((directory / name).read_bytes())

@@ -24,6 +24,7 @@ from slipway.runtime.manifest import (
     WeightRef,
     hash_file,
 )
+from slipway.runtime.vocabulary import read_vocabulary
 
 VOCAB, EOS, BEGIN = 258, 256, 257
 BLOCK_SIZE = 4
@@ -77,6 +78,7 @@ class Toy:
         (directory / "weights" / "next.bin").write_bytes(struct.pack(f"{VOCAB}i", *table))
         (directory / "weights" / "period.bin").write_bytes(struct.pack("i", self.period or 0))
         byte_tokenizer().save(str(directory / "tokenizer" / "tokenizer.json"))
+        read_vocabulary(byte_tokenizer()).write(directory / "tokenizer" / "vocabulary.bin")
         (directory / "tokenizer" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         if self.segment:
             write_doubling(directory / "segments" / "double.onnx")
