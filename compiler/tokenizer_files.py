@@ -14,6 +14,7 @@ from slipway.recipes.problems import UserErrors, shown, translate
 from slipway.recipes.schema import Sampling
 from slipway.recipes.source import Document
 from slipway.runtime import manifest, vocabulary
+from slipway.runtime.vocabulary import Vocabulary
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -23,7 +24,7 @@ def check(checkpoint: Checkpoint) -> None:
     """Raises UserError for tokenizer files that no engine could use."""
     end_token_ids(checkpoint)
     if (checkpoint.directory / "tokenizer.json").exists():
-        read_tokenizer(checkpoint)
+        read_vocabulary(checkpoint)
         config = _json(checkpoint.directory / "tokenizer_config.json")
         _chat_template(checkpoint.directory, config)
         _special_tokens(checkpoint.directory, config)
@@ -37,6 +38,14 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         raise UserError(str(path), f"not a tokenizer: {error}", hint="download the checkpoint again") from None
 
 
+def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    tokenizer = read_tokenizer(checkpoint)
+    try:
+        return vocabulary.read_vocabulary(tokenizer)
+    except (UnicodeError, LookupError, TypeError) as error:
+        raise UserError(str(checkpoint.directory / "tokenizer.json"), f"tokens without bytes: {error}", hint="download the checkpoint again") from None
+
+
 def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.Tokenizer | None:
     """Fills tokenizer/ of an engine; None for a checkpoint without a tokenizer.json."""
     source = checkpoint.directory / "tokenizer.json"
@@ -44,7 +53,7 @@ def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.To
         return None
     folder.mkdir()
     (folder / "tokenizer.json").write_bytes(source.read_bytes())
-    vocabulary.read_vocabulary(read_tokenizer(checkpoint)).write(folder / vocabulary.FILE_NAME)
+    read_vocabulary(checkpoint).write(folder / vocabulary.FILE_NAME)
     config = _json(checkpoint.directory / "tokenizer_config.json")
     template = _chat_template(checkpoint.directory, config)
     if template is not None:

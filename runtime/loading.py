@@ -6,11 +6,11 @@ import os
 import pathlib
 from dataclasses import dataclass
 
-from slipway.runtime import integrity, machine, vocabulary
+from slipway.runtime import integrity, machine
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.parallel import for_each
-from slipway.runtime.vocabulary import Vocabulary
+from slipway.runtime.vocabulary import FILE_NAME, Vocabulary
 
 
 MAX_THREADS, MAX_KV_TOKENS = 1024, (1 << 31) - 1
@@ -129,7 +129,7 @@ def tokenizer_of(manifest: Manifest, directory: pathlib.Path):
 
 def vocabulary_of(manifest: Manifest, directory: pathlib.Path) -> Vocabulary:
     """Without tokens for an engine without a tokenizer."""
-    return Vocabulary.read(directory / "tokenizer" / vocabulary.FILE_NAME) if manifest.tokenizer else Vocabulary([], [], False)
+    return Vocabulary.read(directory / "tokenizer" / FILE_NAME) if manifest.tokenizer else Vocabulary([], [], False)
 
 
 def bind_segments(manifest: Manifest, directory: pathlib.Path, native, options: Options) -> None:

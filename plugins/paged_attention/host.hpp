@@ -90,6 +90,7 @@ class Attention {
     Folds folds;
     Part parts[item_tiles + 1];
   };
+  static_assert(sizeof(Local) <= Shape::local_bytes && slots * sizeof(Slot) <= Shape::slots_bytes);
 
   static Slot* slots_of(const Call& call) { return reinterpret_cast<Slot*>(call.shared); }
 
@@ -117,7 +118,8 @@ class Attention {
       for (size_t i = 0; i < Shape::head_dim * sizeof(typename Shape::Query); i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
     }
     for (int r = 0; r < rows.count; ++r) {
-      Cache::prepare(make_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)]), local_.queries[r / tile_rows], r % tile_rows);
+      const Head<Shape> head = make_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)]);
+      Cache::prepare(head, local_.queries[r / tile_rows], r % tile_rows);
     }
   }
 
@@ -153,7 +155,8 @@ class Attention {
   // What is read while the keys are that lie `fetch_ahead` behind those of a block: others' keys, or the first values.
   static const std::byte* after_keys(const Blocks& blocks, int block) {
     const int later = block + Next::count;
-    return later < blocks.count ? blocks.heads[later] : blocks.heads[std::min(later, 2 * blocks.count - 1) - blocks.count] + Cache::values_at;
+    if (later < blocks.count) return blocks.heads[later];
+    return blocks.heads[std::min(later, 2 * blocks.count - 1) - blocks.count] + Cache::values_at;
   }
 
   // One tile over one chunk.

@@ -17,11 +17,15 @@ struct Int8Layout {
 
   static const float* key_scales(const std::byte* head) { return reinterpret_cast<const float*>(head + keys_bytes); }
   static const float* value_scales(const std::byte* head) { return key_scales(head) + block_size; }
+  static void fetch_scales(const std::byte* head) {
+    for (int64_t line = keys_bytes; line < values_at; line += 64) prefetch_line_to_l2(head + line);
+  }
 
   // A token's column of the words [head_dim/4][16]: four columns of the head are a word.
   static void store_key(const Head<Shape>& key, std::byte* head, int slot) {
     alignas(16) uint32_t words[columns / 4];
-    const_cast<float*>(key_scales(head))[slot] = encode(key, reinterpret_cast<int8_t*>(words));
+    const float scale = encode(key, reinterpret_cast<int8_t*>(words));
+    std::memcpy(head + keys_bytes + slot * sizeof scale, &scale, sizeof scale);
     uint32_t* out = reinterpret_cast<uint32_t*>(head + slot / 16 * side_bytes) + slot % 16;
     for (int i = 0; i < Shape::head_dim / 4; ++i) out[i * 16] = words[i] ^ 0x80808080;
   }
@@ -29,7 +33,8 @@ struct Int8Layout {
   // A token's fourth of the words of four slots.
   static void store_value(const Head<Shape>& value, std::byte* head, int slot) {
     alignas(16) int8_t codes[columns];
-    const_cast<float*>(value_scales(head))[slot] = encode(value, codes);
+    const float scale = encode(value, codes);
+    std::memcpy(head + keys_bytes + (block_size + slot) * sizeof scale, &scale, sizeof scale);
     int8_t* out = reinterpret_cast<int8_t*>(head + values_at + slot / 4 * 64);
     for (int i = 0; i < tiles; ++i) {
       store_fourth(out + i * tile_bytes, _mm_load_si128(reinterpret_cast<const __m128i*>(codes + i * lanes)), slot % 4);

@@ -131,7 +131,7 @@ class Int8Cache : public Int8Layout<Shape> {
   }
 
   void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) {
-    tiles_.use(2 * rows, plane_bytes, block_size / 4);
+    tiles_.use(2 * rows, plane_bytes);
     for (int row = 0; row < rows; row += 16) {
       const int count = std::min(16, rows - row);
       const float* at = scores_at(probabilities, 0, row);
@@ -220,7 +220,6 @@ class Int8Cache : public Int8Layout<Shape> {
 #else
 
   static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
-    for (int64_t line = Base::keys_bytes; line < Base::values_at; line += 64) prefetch_line_to_l2(later + line);
     for_row_groups(rows, [&](int row, auto count) {
       for (int side = 0; side < 2; ++side) {
         PlaneSums<count, true> sums(queries.starts + row);
@@ -234,6 +233,7 @@ class Int8Cache : public Int8Layout<Shape> {
   }
 
   void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) const {
+    for (const std::byte* head : next.heads) Base::fetch_scales(head);
     stream_values<Shape, Base::tile_bytes, 2, ValueSums>(
         rows, blocks, next,
         [&](auto& sums, int row, int block, const std::byte* tile, const std::byte* later) __attribute__((always_inline)) {

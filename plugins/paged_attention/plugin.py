@@ -81,7 +81,7 @@ class PagedAttentionPlugin:
 
     def lower(self, node: Node, target: Target) -> Kernel:
         a = Arguments(*node.args)
-        inputs, dtype, kv = (a.q, a.k, a.v), node.meta["storage"], node.meta.get("kv_format", KV_BF16)
+        inputs, dtype, kv = (a.q, a.k, a.v), node.meta["storage"], node.meta["kv_format"]
         sources = [x.meta["storage"] for x in inputs]
         shape = {
             "heads": a.num_heads,
@@ -95,18 +95,19 @@ class PagedAttentionPlugin:
             "scale": a.scale,
             "window": a.window or 0,
             "softcap": a.softcap or 0.0,
-            "only_wanted": int(bool(node.users) and all(is_op(user, "slipway::gather_rows") for user in node.users)),
+            "only_wanted": int(_is_read_at_logit_rows_alone(node)),
         }
         types = {name: CPP_TYPES[t] for name, t in zip(("Query", "Key", "Value", "Out"), (*sources, dtype))}
+        slots_bytes, local_bytes = SLOTS * (LINE + _state_bytes(a.head_dim)), _local_scratch(a.head_dim, kv, target)
         name = symbol("paged_attention", *shape.values(), *types.values(), kv.name)
         return Kernel(
             symbol=name,
-            source=render(__file__, symbol=name, Cache=CACHES[kv], **shape, **types),
+            source=render(__file__, symbol=name, Cache=CACHES[kv], local_bytes=local_bytes, slots_bytes=slots_bytes, **shape, **types),
             inputs=inputs,
             output_dtypes=(dtype,),
             weights=self._weights(a),
-            shared_scratch=SLOTS * (LINE + _state_bytes(a.head_dim)),
-            local_scratch=_local_scratch(a.head_dim, kv, target),
+            shared_scratch=slots_bytes,
+            local_scratch=local_bytes,
             kv_layer=a.layer,
             positions=a.rope.meta["val"].shape[0] if a.rope is not None else None,
             kv_block_bytes=a.block_bytes(kv),
@@ -121,6 +122,10 @@ class PagedAttentionPlugin:
     def _weights(self, a: Arguments) -> tuple[PackedWeight, ...]:
         norms = tuple(packed_scale(w, a.norm_plus_one) for w in (a.q_norm, a.k_norm) if w is not None)
         return norms + ((PackedWeight((a.rope,), pack_scale, "f32"),) if a.rope is not None else ())
+
+
+def _is_read_at_logit_rows_alone(node: Node) -> bool:
+    return bool(node.users) and all(is_op(user, "slipway::gather_rows") and user.args[1].name == "logit_rows" for user in node.users)
 
 
 def _columns(head_dim: int) -> int:

@@ -13,14 +13,14 @@ class Tiles {
  public:
   ~Tiles() { _tile_release(); }
 
-  // rows: of a tile of queries, most 16; row_bytes: of one; lines: of a tile of the block, 64 bytes each.
-  void use(int rows, int row_bytes = 64, int lines = 16) {
+  // rows: of a tile of queries, most 16; row_bytes: of one, and four lines of the block for 16 of them.
+  void use(int rows, int row_bytes = 64) {
     rows = std::min(rows, 16);
     if (rows == rows_ && row_bytes == row_bytes_) return;
     alignas(64) uint8_t config[64] = {1};
     for (int tile = 0; tile < 8; ++tile) {
       config[16 + 2 * tile] = tile == 4 || tile == 5 ? row_bytes : 64;
-      config[48 + tile] = tile < 6 ? rows : lines;
+      config[48 + tile] = tile < 6 ? rows : row_bytes / 4;
     }
     asm volatile("" ::"r"(config) : "memory");  // gcc 12 drops the stores otherwise
     _tile_loadconfig(config);

@@ -23,6 +23,7 @@ STANDINGS = [
     Standing("Slipway int8", "int8", True, Figures({1: 46.2, 8: 236.0, 32: 537.0}, 0.47, 0.05, 0.36, 0.78)),
     Standing("Slipway int8, KV int8", "int8", True, Figures({1: 47.0, 8: 240.0, 32: 545.0}, 0.47, 0.05, 0.36, 0.9)),
     Standing("vLLM W8A8", "int8", False, Figures({1: 21.0, 8: 134.0, 32: 268.0}, 0.57, 0.07, 68.0)),
+    Standing("vLLM W8A8, KV fp8", "int8", False, Figures({1: 20.0, 8: 130.0, 32: 268.5}, 0.6, 0.07, 68.0)),
     Standing("Slipway int4", "int4", True, Figures({1: 52.9, 8: 263.0, 32: 416.0}, 0.51, 0.05, 0.23, 0.63)),
     Standing("vLLM W4A16", "int4", False, Figures({1: 28.0, 8: 134.0, 32: 269.0}, 0.98, 0.08, 113.0)),
 ]
@@ -36,6 +37,8 @@ def test_ratios_compare_the_best_with_the_best():
     found = {ratio.what: ratio for ratio in ratios(STANDINGS)}
     at_32 = found["32 at once"]
     assert at_32.value == pytest.approx(545 / 269) and at_32.compared == "Slipway int8, KV int8 / vLLM W4A16" and at_32.reached
+    at_32 = found["32 at once, KV in bf16"]
+    assert at_32.value == pytest.approx(537 / 269) and at_32.compared == "Slipway int8 / vLLM W4A16" and not at_32.reached
     alone = found["batch 1, int8: of read bandwidth"]
     assert (alone.value, alone.compared, alone.reached) == (0.78, "Slipway int8", False)
     cold = found["first token of 1,024, cold, bf16"]

@@ -1,10 +1,13 @@
 // AMX's tile intrinsics as functions, for processors that have none: kernels compiled for AMX run, and by its rules.
 //
 // To be included before all else. Each function is the operation of that name in Intel's manual (Software Developer's Manual,
-// volume 2); what raises an exception there ends the process with a sentence here.
+// volume 2); what raises an exception there ends the process with a sentence here. What the compiler does to real tile intrinsics, it
+// cannot show.
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -51,6 +54,8 @@ inline void load_config(const void* at) {
   uint8_t config[64];
   std::memcpy(config, at, sizeof config);
   require(config[0] == 1 && config[1] == 0, "a configuration that is not of palette 1, from row 0");
+  const auto zeros = [&](int begin, int end) { return std::all_of(config + begin, config + end, [](uint8_t byte) { return byte == 0; }); };
+  require(zeros(2, 16) && zeros(32, 48) && zeros(56, 64), "a configuration whose reserved bytes are not zero");
   for (int tile = 0; tile < 8; ++tile) {
     tiles[tile] = {};
     std::memcpy(&tiles[tile].row_bytes, config + 16 + 2 * tile, 2);
@@ -82,9 +87,12 @@ inline void store(int tile, void* base, int64_t stride) {
 inline void check_shapes(const Tile& c, const Tile& a, const Tile& b) {
   require(c.rows == a.rows, "sums and first factor of different rows");
   require(c.row_bytes == b.row_bytes, "sums and second factor of different columns");
-  require(a.row_bytes == 4 * b.rows, "factors that do not fit each other");
+  require(a.row_bytes == 4 * b.rows && c.row_bytes % 4 == 0, "factors that do not fit each other");
   require(&c != &a && &a != &b && &c != &b, "the same tile twice");
 }
+
+// What is denormal counts as zero.
+inline float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
 
 inline void dot_bf16(int sums, int first, int second) {
   Tile &c = configured(sums), &a = configured(first), &b = configured(second);
@@ -94,7 +102,7 @@ inline void dot_bf16(int sums, int first, int second) {
     std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 2, at, 2);
     float value;
     std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return flushed(value);
   };
   for (int m = 0; m < c.rows; ++m) {
     float even[16] = {}, odd[16] = {}, sum[16];
@@ -106,7 +114,7 @@ inline void dot_bf16(int sums, int first, int second) {
       }
     }
     std::memcpy(sum, c.data[m], sizeof sum);
-    for (int n = 0; n < 16; ++n) sum[n] += even[n] + odd[n];
+    for (int n = 0; n < 16; ++n) sum[n] = flushed(flushed(sum[n]) + flushed(even[n] + odd[n]));
     std::memcpy(c.data[m], sum, c.row_bytes);
   }
 }

@@ -154,7 +154,7 @@ def test_equals_meaning_for_any_rows_and_threads(case, target):
 def test_many_rows_equal_few(case, target):
     got = run(case, target, case.rows)
     assert_close(case, target, got)
-    assert torch.equal(got[:33], run(case, target, 33, 1))
+    assert torch.equal(got[:33], run(case, target, 33, 1)) and torch.equal(got, run(case, target, case.rows, 3))
 
 
 @pytest.mark.skipif(len(VNNI_TARGETS) < 2, reason="needs AVX-512 with BF16")

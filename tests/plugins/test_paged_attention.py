@@ -25,6 +25,7 @@ SHAPES = {
     "int8_one_kv_head": Shape(num_heads=7, num_kv_heads=1, head_dim=24, rotary_dim=24, kv=KV_INT8),
     "int8_partial_rotary": Shape(num_heads=8, num_kv_heads=2, head_dim=80, rotary_dim=32, source=F32, kv=KV_INT8),
     "int8_qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True, kv=KV_INT8),
+    "int8_window": Shape(num_heads=8, num_kv_heads=1, head_dim=64, window=40, kv=KV_INT8),
     "int8_gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0, kv=KV_INT8),
 }
 WANTED = ["qwen3", "int8_plain"]  # also for a step whose output is read at logit rows alone
@@ -134,8 +135,13 @@ def test_one_sequence_of_nans_stays_alone(target, name, value):
 
 @every_target
 @pytest.mark.parametrize("name", WANTED)
-@pytest.mark.parametrize("logit_rows", [[], [362], [0, 1, 29, 329, 357, 362], [358], [340, 357]], ids=str)
-def test_what_is_not_read_is_not_computed_but_cached(target, name, logit_rows):
+@pytest.mark.parametrize(
+    "logit_rows, unread",
+    [([], [(0, 363)]), ([362], [(0, 362)]), ([0, 1, 29, 329, 357, 362], [(30, 329), (330, 357), (358, 362)]), ([340, 357], [(0, 340), (358, 363)])],
+    ids=str,
+)
+def test_what_is_not_read_is_not_computed_but_cached(target, name, logit_rows, unread):
+    """From a sequence's first wanted row on, all are."""
     sequences = Sequences(SHAPES[name], [300, 330, 33, 300])
     kernel, run = runner(target, name)
     before, step = [(1, 0, 302), (3, 0, 295)], sequences.step([(2, 0, 30), (0, 0, 300), (1, 302, 330), (3, 295, 300)], logit_rows)
@@ -147,13 +153,12 @@ def test_what_is_not_read_is_not_computed_but_cached(target, name, logit_rows):
         run(sequences.step(before), blocks)
         got = runner(target, f"{name}, only wanted")[1](step, blocks, threads)
         assert torch.equal(got[logit_rows], want[logit_rows]) and (blocks == all_blocks).all()
-        unread = slice(0, min(logit_rows or [358]) // 32 * 32)
-        assert got[unread].isnan().all()
+        assert all(got[begin:end].isnan().all() for begin, end in unread)
 
 
 @every_target
 def test_an_int8_cache_costs_nothing_but_its_rounding(target):
-    """Queries and probabilities keep 16 bits, sums are exact: far closer than an 8-bit factor anywhere would be."""
+    """Ten times closer than an 8-bit factor anywhere would be: queries and probabilities keep more, sums are exact."""
     sequences = Sequences(SHAPES["int8_plain"], [700, 40])
     kernel, run = runner(target, "int8_plain")
     blocks, cache = new_blocks(sequences, kernel), new_cache(sequences)
@@ -163,14 +168,15 @@ def test_an_int8_cache_costs_nothing_but_its_rounding(target):
 
 
 @every_target
-def test_values_of_very_different_size_share_a_cache(target):
-    """Each token has a scale of its own: one with large keys and values takes no bit from the others."""
-    sequences = Sequences(SHAPES["int8_plain"], [300])
-    sequences.qkv[0][150:, 64:] *= 2.0**-12
-    kernel, run = runner(target, "int8_plain")
+def test_small_keys_and_values_keep_their_bits_beside_large_ones(target):
+    """Each token has a scale of its own: in one block small ones are as good as alone. The window hides the large ones from the last rows."""
+    sequences = Sequences(SHAPES["int8_window"], [300])
+    sequences.qkv[0][150:, 512:] *= 2.0**-12
+    kernel, run = runner(target, "int8_window")
     step = sequences.step(all_of(sequences))
     got, want = run(step, new_blocks(sequences, kernel)), step.meaning(new_cache(sequences))
-    torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
+    torch.testing.assert_close(got[190:], want[190:], rtol=0, atol=2e-4 * 2.0**-12)
+    torch.testing.assert_close(got[:150], want[:150], rtol=0, atol=2e-4)
 
 
 def test_meaning_is_ordinary_causal_attention():

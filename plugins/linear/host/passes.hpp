@@ -5,13 +5,11 @@
 
 namespace slipway::linear {
 
-// Lines that a pass over a panel asks for while it works, into L2.
-
-// A lone pass: those that lie so many bytes further on.
 inline constexpr int most_ahead = 6144;
 template <class P, int rows>
 constexpr int bytes_ahead = rows == 1 && !P::Weights::grouped ? 3072 : most_ahead;
 
+// Lines that a lone pass over a panel asks for while it works, into L2: those that lie so many bytes further on.
 template <class P, int rows>
 class FetchAhead {
  public:
@@ -30,7 +28,7 @@ class FetchAhead {
   const std::byte* next_ = nullptr;
 };
 
-// One of several passes: its share of the panel that follows. They find their own in L2.
+// One of several passes: its share of the next panel. They find their own in L2.
 template <class P>
 class FetchFollowing {
  public:
@@ -92,22 +90,23 @@ template <class P, class Rows, int most_rows, class Multiply>
 void each_pass(const Call& call, const float* bias, Multiply multiply) {
   constexpr int least_rows = (most_rows + 1) / 2;  // of several passes of nearly one size
   const int64_t parts = ceil_div(call.rows, part_rows);
-  const auto panel_of = [&](int64_t item) { return P::panel(call, item / parts); };
   Stream<panel_chunk<P>> stream(call, P::panels * parts);
-  Ahead<P, most_ahead>::begin(panel_of(stream.first()));
+  Ahead<P, most_ahead>::begin(P::panel(call, stream.first() / parts));
   const Rows rows = pack_rows<P, Rows>(call);
   const Output<P> output(call, bias);
   stream.each([&](int64_t item, int64_t following) {
-    const std::byte *panel = panel_of(item), *next = panel_of(following);
-    const int64_t part = item % parts, end = call.rows * (part + 1) / parts;
-    Pass<P, Rows> pass{rows, output, call.rows * part / parts, item / parts, panel};
+    const int64_t index = item / parts, part = item % parts;
+    const bool stays = following / parts == index;
+    const std::byte *panel = P::panel(call, index), *next = P::panel(call, stays ? std::min<int64_t>(index + 1, P::panels - 1) : following / parts);
+    const int64_t end = call.rows * (part + 1) / parts;
+    Pass<P, Rows> pass{rows, output, call.rows * part / parts, index, panel};
     const int64_t passes = ceil_div(end - pass.row, most_rows);
     if (passes == 1) {
       return with_constant<most_rows>(end - pass.row, [&](auto count) { multiply(pass, count, FetchAhead<P, count>(panel, next)); });
     }
     for (int64_t number = 0; number < passes; ++number) {
       const int64_t share = ceil_div(end - pass.row, passes - number);
-      with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, number, passes)); });
+      with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, part * passes + number, parts * passes)); });
       pass.row += share;
     }
   });

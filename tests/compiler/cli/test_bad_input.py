@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from slipway.runtime import manifest
-from tokenizers import Tokenizer, models
+from tokenizers import decoders, models, Tokenizer
 
 RECIPE = """
 schema: 1
@@ -71,6 +71,13 @@ def tokenizer(*spoils):
     return spoil
 
 
+def odd_token(folder):
+    """A byte-level decoder, and a token outside of its alphabet."""
+    odd = Tokenizer(models.BPE({"▁a": 0}, []))
+    odd.decoder = decoders.ByteLevel()
+    odd.save(str(folder / "tokenizer.json"))
+
+
 SPOILT = {
     "top_k": (generation(top_k=-1), "generation_config.json: top_k: -1; expected a whole number from 0\nhint: a value in the recipe's sampling"),
     "temperature": (generation(temperature="hot"), "temperature: 'hot'; expected a number from 0"),
@@ -82,6 +89,7 @@ SPOILT = {
     "not UTF-8": (text("generation_config.json", b"\xff"), "generation_config.json: cannot be read: "),
     "generation config": (text("generation_config.json", "[]"), "generation_config.json: list; expected a JSON object"),
     "tokenizer": (text("tokenizer.json", "{}"), "tokenizer.json: not a tokenizer: "),
+    "a token of no bytes": (odd_token, "tokenizer.json: tokens without bytes: "),
     "tokenizer config": (tokenizer(text("tokenizer_config.json", "[]")), "tokenizer_config.json: list; expected a JSON object"),
     "special token": (tokenizer(text("tokenizer_config.json", '{"bos_token": 1}')), "tokenizer_config.json: bos_token: 1; expected a token's text"),
     "template": (tokenizer(text("tokenizer_config.json", '{"chat_template": 1}')), "chat_template: 1; expected a Jinja template"),
