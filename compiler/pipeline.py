@@ -192,7 +192,8 @@ def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
 
     most = job.limits.max_sequences
     prediction = Prediction(tokens_per_s(1), tokens_per_s(most), most, limits)
-    return BuildReport(job.out, True, why, _memory(job, planned, weight_bytes), prediction, stages, _segment_reasons(planned))
+    memory = _memory(job, planned, sum(w.bytes for w in planned.weights()))
+    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned))
 
 
 def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:

@@ -32,12 +32,13 @@ class Cost:
 class PackedWeight:
     """A weight of the call: `pack` turns the values of `nodes` (constant graph nodes) into the kernel's bytes.
 
-    `key` names format and layout version: with the values of the nodes it identifies the bytes.
+    `key` names format and layout version: with the values of the nodes it identifies the bytes. bytes: how many they are.
     """
 
     nodes: tuple[Node, ...]
     pack: Callable[..., np.ndarray]  # (*tensors) -> 1-D uint8
     key: str
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class EmbeddingPlugin:
             source=render(__file__, symbol=name, columns=columns, Out=CPP_TYPES[dtype]),
             inputs=(),
             output_dtypes=(dtype,),
-            weights=(PackedWeight((table,), pack_table, "rows_bf16"),),
+            weights=(PackedWeight((table,), pack_table, "rows_bf16", 2 * table.meta["val"].numel()),),
             token_ids=table.meta["val"].shape[0],
             cost=Cost(token_bytes=columns * (2 + dtype.itemsize)),
         )

@@ -142,8 +142,10 @@ def _cpp_format(fmt: WeightFormat) -> str:
 
 def _packed_weights(weights: tuple[Node, ...], bias: Node | None, fmt: WeightFormat) -> tuple[PackedWeight, ...]:
     layout = f"{'gated_' * (len(weights) == 2)}linear_{fmt}"
-    panels = PackedWeight(weights, functools.partial(pack.pack_linear, fmt=fmt), layout)
-    return (panels,) if bias is None else (panels, PackedWeight((bias,), pack.pack_bias, "linear_bias"))
+    outputs, inputs = weights[0].meta["val"].shape
+    size = pack.packed_bytes(outputs, inputs, fmt, len(weights) == 2)
+    panels = PackedWeight(weights, functools.partial(pack.pack_linear, fmt=fmt), layout, size)
+    return (panels,) if bias is None else (panels, PackedWeight((bias,), pack.pack_bias, "linear_bias", 4 * pack.PANEL * pack.num_panels(outputs, False)))
 
 
 PLUGIN = LinearPlugin()

@@ -11,7 +11,7 @@ from slipway.compiler.target import Target
 from slipway.plugins.paged_attention import meaning as meaning  # registers the ops
 from slipway.plugins.plugin import Cost, Kernel, PackedWeight
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
-from slipway.plugins.rms_norm.plugin import pack_scale, packed_scale
+from slipway.plugins.rms_norm.plugin import packed_scale
 from slipway.quantization.formats import KV_BF16, KV_INT8, KvFormat
 
 BLOCK_SIZE = 32  # tokens a KV block: block_size of layout.hpp
@@ -81,7 +81,7 @@ class PagedAttentionPlugin:
 
     def lower(self, node: Node, target: Target) -> Kernel:
         a = Arguments(*node.args)
-        inputs, dtype, kv = (a.q, a.k, a.v), node.meta["storage"], node.meta["kv_format"]
+        inputs, dtype, kv = (a.q, a.k, a.v), node.meta["storage"], node.meta.get("kv_format", KV_BF16)
         sources = [x.meta["storage"] for x in inputs]
         shape = {
             "heads": a.num_heads,
@@ -121,7 +121,7 @@ class PagedAttentionPlugin:
 
     def _weights(self, a: Arguments) -> tuple[PackedWeight, ...]:
         norms = tuple(packed_scale(w, a.norm_plus_one) for w in (a.q_norm, a.k_norm) if w is not None)
-        return norms + ((PackedWeight((a.rope,), pack_scale, "f32"),) if a.rope is not None else ())
+        return norms + ((packed_scale(a.rope, plus_one=False),) if a.rope is not None else ())
 
 
 def _is_read_at_logit_rows_alone(node: Node) -> bool:

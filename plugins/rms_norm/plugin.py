@@ -66,7 +66,7 @@ def pack_scale_plus_one(weight: Tensor) -> np.ndarray:
 def packed_scale(weight: Node, plus_one: bool) -> PackedWeight:
     """float32, the one of (1 + weight) already added."""
     pack, key = (pack_scale_plus_one, "f32_plus_one") if plus_one else (pack_scale, "f32")
-    return PackedWeight((weight,), pack, key)
+    return PackedWeight((weight,), pack, key, 4 * weight.meta["val"].numel())
 
 
 class RmsNormPlugin:

@@ -108,6 +108,8 @@ def test_a_dry_run_builds_nothing(build):
     assert not engine.exists()
     assert report.prediction.batch_1 > 0 and report.memory.kv_tokens >= 4 * 96
     assert "would be built" in report.text() and json.dumps(report.to_json())
+    _, built = build("llama")
+    assert built.memory.weights <= report.memory.weights < 1.05 * built.memory.weights  # equal weights are stored once
 
 
 def test_a_moved_engine_loads(build, tiny, tmp_path):
