@@ -91,13 +91,12 @@ class Bf16Cache {
   static void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums) {
     for (int b = 0; b < blocks.count; ++b) {
       for (int r = 0; r < rows; ++r) {
-        float *low = scores_at(scores, b * block_size, r), *high = low + score_stride;
-        const f32x16 peak = splat_peak(peaks[r]), first = exp2(load(low) - peak), second = exp2(load(high) - peak);
-        store(sums[r], load(sums[r]) + (first + second));
+        float* low = scores_at(scores, b * block_size, r);
+        const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
 #if defined(__AVX512BF16__)
         _mm512_storeu_si512(low, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
 #else
-        store(low, first), store(high, second);
+        store(low, first), store(low + score_stride, second);
 #endif
       }
     }

@@ -22,6 +22,13 @@ struct Head {
     for (int i = 0; i < vectors; ++i) x[i] = columns(in, i);
   }
 
+  // The largest of its numbers without their signs, NaN if one is not finite.
+  float magnitude() const {
+    f32x16 largest = f32x16::splat(0);
+    for (const f32x16& v : x) largest = max_or_nan(largest, abs(v));
+    return reduce_max_or_nan(largest);
+  }
+
   void normalize(const float* weight) {
     f32x16 squares[2] = {f32x16::splat(0), f32x16::splat(0)};
     for (int i = 0; i < vectors; ++i) squares[i % 2] = fma(x[i], x[i], squares[i % 2]);

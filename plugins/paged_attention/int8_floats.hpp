@@ -67,8 +67,7 @@ struct Int8Cache : Int8Layout<Shape> {
       const float* scales = Base::value_scales(blocks.heads[b]);
       for (int r = 0; r < rows; ++r) {
         float *low = scores_at(scores, b * block_size, r), *high = low + score_stride;
-        const f32x16 peak = splat_peak(peaks[r]), first = exp2(load(low) - peak), second = exp2(load(high) - peak);
-        store(sums[r], load(sums[r]) + (first + second));
+        const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
         store(low, first * load(scales)), store(high, second * load(scales + lanes));
       }
     }

@@ -44,9 +44,7 @@ struct Int8Layout {
  private:
   // -> the scale: NaN if a number is not finite.
   static float encode(const Head<Shape>& head, int8_t* codes) {
-    f32x16 largest = f32x16::splat(0);
-    for (const f32x16& x : head.x) largest = max_or_nan(largest, abs(x));
-    const float magnitude = reduce_max_or_nan(largest);
+    const float magnitude = head.magnitude();
     const f32x16 steps = f32x16::splat(magnitude > least_magnitude ? 127 / magnitude : 0);
     for (int i = 0; i < head.vectors; ++i) {
       _mm_store_si128(reinterpret_cast<__m128i*>(codes + i * lanes), to_int8(head.x[i] * steps));

@@ -57,9 +57,7 @@ class Int8Cache : public Int8Layout<Shape> {
   };
 
   static void prepare(const Head<Shape>& query, Queries& queries, int row) {
-    f32x16 largest = f32x16::splat(0);
-    for (const f32x16& x : query.x) largest = max_or_nan(largest, abs(x));
-    const float magnitude = reduce_max_or_nan(largest);
+    const float magnitude = query.magnitude();
     const f32x16 steps = f32x16::splat(magnitude > least_magnitude ? most_fixed / magnitude : 0);
     __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
     for (int i = 0; i < depth / lanes; ++i) {
@@ -81,8 +79,7 @@ class Int8Cache : public Int8Layout<Shape> {
       const f32x16 first_scale = load(Base::value_scales(blocks.heads[b])), second_scale = load(Base::value_scales(blocks.heads[b]) + lanes);
       for (int r = 0; r < rows; ++r) {
         float *low = scores_at(scores, b * block_size, r), *high = low + score_stride;
-        const f32x16 peak = splat_peak(peaks[r]), first = exp2(load(low) - peak), second = exp2(load(high) - peak);
-        store(sums[r], load(sums[r]) + (first + second));
+        const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
         const f32x16 first_weight = first * first_scale, second_weight = second * second_scale;
         store(largest_[r], max_or_nan(load(largest_[r]), max_or_nan(first_weight, second_weight)));
         store(low, first_weight), store(high, second_weight);

@@ -1,6 +1,7 @@
 // Where things lie: KV blocks, the scores and the state of a tile of query rows.
 #pragma once
 #include <cstring>
+#include <utility>
 
 #include "slipway/abi.hpp"
 #include "slipway/simd.hpp"
@@ -95,7 +96,13 @@ inline void fill(Folds& folds, int rows, float value) {
   for (int r = 0; r < rows; ++r) store(folds[r], f32x16::splat(value));
 }
 
-// Of a row whose scores are all hidden, any: its probabilities are zero.
-inline f32x16 splat_peak(float peak) { return f32x16::splat(peak == nothing ? 0 : peak); }
+// The probabilities of a row, before the division, from its scores of a block's two halves; their sum is folded. Of a row whose scores
+// are all hidden they are zero.
+inline std::pair<f32x16, f32x16> probabilities_of(const float* scores, float peak, float* sums) {
+  const f32x16 shift = f32x16::splat(peak == nothing ? 0 : peak);
+  const f32x16 first = exp2(load(scores) - shift), second = exp2(load(scores + score_stride) - shift);
+  store(sums, load(sums) + (first + second));
+  return {first, second};
+}
 
 }  // namespace slipway::paged_attention
