@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,41 +16,54 @@ PANEL = 32  # columns of a panel: two tiles
 CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
 
 
-def block_k(fmt: WeightFormat) -> int:
-    """Inputs of one block of a panel."""
-    return {BF16: 32, INT8: 64}.get(fmt) or fmt.group_size
+@dataclass(frozen=True)
+class Panels:
+    """Weights of one format as the kernels of one instruction set read them: panels of 32 columns, each a row of blocks."""
 
+    fmt: WeightFormat
+    isa: str
 
-def block_bytes(fmt: WeightFormat) -> int:
-    return fmt.group_size * 16 + (128 if fmt.zero_point else 64) if fmt.group_size else 2048
+    @property
+    def block_k(self) -> int:
+        """Inputs of one block. int8: a tile's on AMX; elsewhere as many as share a scale of activations."""
+        if self.fmt == INT8:
+            return 64 if self.isa == "amx" else 128
+        return 32 if self.fmt == BF16 else self.fmt.group_size
+
+    @property
+    def block_bytes(self) -> int:
+        if self.fmt.group_size:
+            return self.fmt.group_size * 16 + (128 if self.fmt.zero_point else 64)
+        return PANEL * self.block_k * self.fmt.bits // 8
+
+    def columns(self, inputs: int) -> int:
+        """Inputs, filled up to whole blocks."""
+        return -(-inputs // self.block_k) * self.block_k
+
+    def packed_bytes(self, outputs: int, inputs: int, gated: bool = False) -> int:
+        blocks = self.columns(inputs) // self.block_k * self.block_bytes
+        return num_panels(outputs, gated) * (blocks + (0 if self.fmt == BF16 else 4 * PANEL))
+
+    def pack(self, *weights: Tensor) -> np.ndarray:
+        """(W[N, K]) or (gate[N, K], up[N, K]) -> bytes. A panel of a gated linear is 16 gate columns, then 16 up columns."""
+        packed = np.empty(self.packed_bytes(*weights[0].shape, len(weights) == 2), np.uint8)
+        left, scales = packed, []
+        for rows in _panel_rows(weights):
+            if self.fmt == BF16:
+                part = _bf16_panels(rows)
+            else:
+                quantized = quantize(rows, self.fmt)
+                part = _int4_panels(quantized, rows.shape[1]) if self.fmt.group_size else _int8_panels(quantized.codes, self.block_k)
+                scales.append(quantized.scales)
+            flat = part.contiguous().view(torch.uint8).flatten().numpy()
+            left[: flat.size], left = flat, left[flat.size :]
+        if scales:
+            left[:] = torch.cat(scales).view(torch.uint8).flatten().numpy()
+        return packed
 
 
 def num_panels(outputs: int, gated: bool) -> int:
     return -(-outputs // (PANEL // 2 if gated else PANEL))
-
-
-def packed_bytes(outputs: int, inputs: int, fmt: WeightFormat, gated: bool = False) -> int:
-    blocks = -(-inputs // block_k(fmt)) * block_bytes(fmt)
-    return num_panels(outputs, gated) * (blocks + (0 if fmt == BF16 else 4 * PANEL))
-
-
-def pack_linear(*weights: Tensor, fmt: WeightFormat) -> np.ndarray:
-    """(W[N, K]) or (gate[N, K], up[N, K]) -> bytes. A panel of a gated linear is 16 gate columns, then 16 up columns."""
-    outputs, inputs = weights[0].shape
-    packed = np.empty(packed_bytes(outputs, inputs, fmt, len(weights) == 2), np.uint8)
-    panels, scales = packed, []
-    for rows in _panel_rows(weights):
-        if fmt == BF16:
-            part = _bf16_panels(rows)
-        else:
-            quantized = quantize(rows, fmt)
-            part = _int4_panels(quantized, rows.shape[1]) if fmt.group_size else _int8_panels(quantized.codes)
-            scales.append(quantized.scales)
-        flat = part.contiguous().view(torch.uint8).flatten().numpy()
-        panels[: flat.size], panels = flat, panels[flat.size :]
-    if scales:
-        panels[:] = torch.cat(scales).view(torch.uint8).flatten().numpy()
-    return packed
 
 
 def pack_bias(bias: Tensor) -> np.ndarray:
@@ -73,10 +87,10 @@ def _bf16_panels(rows: Tensor) -> Tensor:
     return values.view(len(values) // 32, 2, 16, -1, 16, 2).permute(0, 3, 1, 4, 2, 5)
 
 
-def _int8_panels(codes: Tensor) -> Tensor:
-    """[N, K] -> [N/32][K/64][tile 2][quad 16][n 16][4]."""
-    codes = pad(codes, (0, -codes.shape[1] % 64))
-    return codes.view(len(codes) // 32, 2, 16, -1, 16, 4).permute(0, 3, 1, 4, 2, 5)
+def _int8_panels(codes: Tensor, block_k: int) -> Tensor:
+    """[N, K] -> [N/32][K/block_k][tile 2][quad block_k/4][n 16][4]."""
+    codes = pad(codes, (0, -codes.shape[1] % block_k))
+    return codes.view(len(codes) // 32, 2, 16, -1, block_k // 4, 4).permute(0, 3, 1, 4, 2, 5)
 
 
 def _int4_panels(quantized: Quantized, inputs: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +42,12 @@ class Problem:
     target: Target
 
     @property
+    def panels(self) -> pack.Panels:
+        return pack.Panels(self.fmt, self.target.isa)
+
+    @property
     def columns(self) -> int:
-        """Inputs, filled up to whole blocks of weights."""
-        return -(-self.inputs // pack.block_k(self.fmt)) * pack.block_k(self.fmt)
+        return self.panels.columns(self.inputs)
 
     @property
     def row_bytes(self) -> int:
@@ -55,7 +57,7 @@ class Problem:
             return {"amx": 2 * columns, "avx512_bf16": 2 * columns + 64}.get(isa, 4 * columns)
         if isa == "amx":
             return 128 * -(-columns // 64) + 3 * 4
-        return 4 * columns if isa == "avx2" else columns + columns // pack.block_k(self.fmt) * 8
+        return 4 * columns if isa == "avx2" else columns + columns // self.panels.block_k * 8
 
     @property
     def private_bytes(self) -> int:
@@ -108,7 +110,7 @@ class LinearPlugin:
             source=render(
                 __file__,
                 symbol=name,
-                weights=_cpp_format(fmt),
+                weights=_cpp_format(problem.panels),
                 outputs=outputs,
                 inputs=inputs,
                 In=CPP_TYPES[source],
@@ -120,12 +122,12 @@ class LinearPlugin:
             ),
             inputs=(x,),
             output_dtypes=(dtype,),
-            weights=_packed_weights(tuple(weights), bias, fmt),
+            weights=_packed_weights(tuple(weights), bias, problem),
             shared_scratch=32 * problem.row_bytes,
             shared_scratch_per_row=problem.row_bytes,
             local_scratch=problem.local_bytes,
             cost=Cost(
-                weight_bytes=pack.packed_bytes(outputs, inputs, fmt, gated) + (0 if bias is None else 4 * outputs),
+                weight_bytes=problem.panels.packed_bytes(outputs, inputs, gated) + (0 if bias is None else 4 * outputs),
                 token_bytes=inputs * source.itemsize + outputs * dtype.itemsize,
                 token_flops=2 * len(weights) * outputs * inputs,
             ),
@@ -136,16 +138,20 @@ def _is_gated(node: Node) -> bool:
     return node.target is torch.ops.slipway.gated_linear.default
 
 
-def _cpp_format(fmt: WeightFormat) -> str:
-    return f"Int4<{fmt.group_size}, {str(fmt.zero_point).lower()}>" if fmt.group_size else fmt.name.capitalize()
+def _cpp_format(panels: pack.Panels) -> str:
+    fmt = panels.fmt
+    if fmt.group_size:
+        return f"Int4<{fmt.group_size}, {str(fmt.zero_point).lower()}>"
+    return "Bf16" if fmt == BF16 else f"Int8<{panels.block_k}>"
 
 
-def _packed_weights(weights: tuple[Node, ...], bias: Node | None, fmt: WeightFormat) -> tuple[PackedWeight, ...]:
-    layout = f"{'gated_' * (len(weights) == 2)}linear_{fmt}"
-    outputs, inputs = weights[0].meta["val"].shape
-    size = pack.packed_bytes(outputs, inputs, fmt, len(weights) == 2)
-    panels = PackedWeight(weights, functools.partial(pack.pack_linear, fmt=fmt), layout, size)
-    return (panels,) if bias is None else (panels, PackedWeight((bias,), pack.pack_bias, "linear_bias", 4 * pack.PANEL * pack.num_panels(outputs, False)))
+def _packed_weights(weights: tuple[Node, ...], bias: Node | None, problem: Problem) -> tuple[PackedWeight, ...]:
+    panels = problem.panels
+    key = f"{'gated_' * problem.gated}linear_{panels.fmt}_k{panels.block_k}"
+    packed = PackedWeight(weights, panels.pack, key, panels.packed_bytes(problem.outputs, problem.inputs, problem.gated))
+    if bias is None:
+        return (packed,)
+    return (packed, PackedWeight((bias,), pack.pack_bias, "linear_bias", 4 * pack.PANEL * pack.num_panels(problem.outputs, problem.gated)))
 
 
 PLUGIN = LinearPlugin()

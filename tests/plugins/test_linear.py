@@ -10,6 +10,7 @@ from kernel_harness import HOST_TARGETS, RUNNABLE_TARGETS, compile_kernel, run_k
 from nodes import BF16 as BF16_STORAGE
 from nodes import F32, call_node
 
+from slipway.compiler.target import CPU_ISAS
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear import pack
 from slipway.plugins.linear.plugin import PLUGIN, gated_linear
@@ -97,7 +98,8 @@ def multiplied(x, fmt, target):
         return x.bfloat16() if target.isa in ("avx512_bf16", "amx") else x
     if target.isa in ("avx2", "amx"):
         return x
-    blocks = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % pack.block_k(fmt))).unflatten(1, (-1, pack.block_k(fmt)))
+    block_k = pack.Panels(fmt, target.isa).block_k
+    blocks = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % block_k)).unflatten(1, (-1, block_k))
     largest = blocks.abs().amax(2, keepdim=True)
     codes = (blocks * torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0)).round()  # 127 / x is a reciprocal to torch
     return (codes.double() * (largest / 127)).flatten(1)[:, : x.shape[1]]
@@ -187,17 +189,17 @@ def test_a_large_input_costs_the_others_what_is_said(case, target):
     precise = 3000 * 2**-16 * held.abs().sum(1) if target.isa == "amx" else 0
     off = (out.double() - (meant @ held.T + case.bias)).abs()
     assert (off <= precise + 1e-5 * 3000 * held[:, 5].abs() + 1e-6).all()
-    block = pack.block_k(case.fmt)
+    block = pack.Panels(case.fmt, target.isa).block_k
     assert ((meant - x)[:, block:].abs() <= x[:, block:].abs().max() / 254 * 1.001).all()  # what lies in other blocks does not suffer
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(FORMATS), st.integers(1, 70), st.integers(1, 300), st.booleans())
-def test_packed_bytes_hold_every_weight(fmt, outputs, inputs, gated):
-    weights = [torch.randn(outputs, inputs) for _ in range(2 if gated else 1)]
-    packed = pack.pack_linear(*weights, fmt=fmt)
-    assert packed.nbytes == pack.packed_bytes(outputs, inputs, fmt, gated)
-    columns = unpack(torch.from_numpy(packed), pack.num_panels(outputs, gated), inputs, fmt)
+@given(st.sampled_from(FORMATS), st.sampled_from(list(CPU_ISAS)), st.integers(1, 70), st.integers(1, 300), st.booleans())
+def test_packed_bytes_hold_every_weight(fmt, isa, outputs, inputs, gated):
+    weights, layout = [torch.randn(outputs, inputs) for _ in range(2 if gated else 1)], pack.Panels(fmt, isa)
+    packed = layout.pack(*weights)
+    assert packed.nbytes == layout.packed_bytes(outputs, inputs, gated)
+    columns = unpack(torch.from_numpy(packed), pack.num_panels(outputs, gated), inputs, layout)
     if gated:
         columns = columns.view(-1, 2, 16, inputs).transpose(0, 1).reshape(2, -1, inputs)
     for got, weight in zip(columns if gated else [columns], weights):
@@ -205,20 +207,20 @@ def test_packed_bytes_hold_every_weight(fmt, outputs, inputs, gated):
         assert (got[outputs:] == 0).all()
 
 
-def unpack(packed, panels, inputs, fmt):
+def unpack(packed, panels, inputs, layout):
     """[panels * 32, inputs] float32: the layouts of ARCHITECTURE.md read one weight at a time."""
-    blocks, scales = -(-inputs // pack.block_k(fmt)), None
+    fmt, size, scales = layout.fmt, layout.block_k, None
     if fmt != BF16:
         packed, scales = packed[: -panels * 128], packed[-panels * 128 :].view(F32)[:, None]
-    data = packed.view(panels, blocks, pack.block_bytes(fmt))
+    data = packed.view(panels, -(-inputs // size), layout.block_bytes)
     n, k = torch.meshgrid(torch.arange(panels * 32), torch.arange(inputs), indexing="ij")
     panel, column, tile, lane = n // 32, n % 32, n % 32 // 16, n % 16
     if fmt == BF16:
         at = tile * 512 + k % 32 // 2 * 32 + lane * 2 + k % 2
         return data.view(torch.bfloat16)[panel, k // 32, at].float()
     if fmt == INT8:
-        at = tile * 1024 + k % 64 // 4 * 64 + lane * 4 + k % 4
-        return (data[panel, k // 64, at].float() - 128) * scales
+        at = tile * 16 * size + k % size // 4 * 64 + lane * 4 + k % 4
+        return (data[panel, k // size, at].float() - 128) * scales
     header = 128 if fmt.zero_point else 64
     block, at = k // fmt.group_size, header + k % fmt.group_size // 4 * 64 + lane * 4 + (k % 4 ^ 1)
     multiplier = data.view(torch.int16)[panel, block, column].float()
@@ -230,10 +232,10 @@ def unpack(packed, panels, inputs, fmt):
 
 def test_packing_in_chunks(monkeypatch):
     gate, up = torch.randn(2, 100, 64)
-    for fmt in FORMATS:
-        whole = pack.pack_linear(gate, up, fmt=fmt)
+    for layout in (pack.Panels(fmt, "avx2") for fmt in FORMATS):
+        whole = layout.pack(gate, up)
         monkeypatch.setattr(pack, "CHUNK_ELEMENTS", 32 * 64)
-        assert (pack.pack_linear(gate, up, fmt=fmt) == whole).all()
+        assert (layout.pack(gate, up) == whole).all()
         monkeypatch.undo()
 
 
@@ -268,6 +270,6 @@ def test_gated_linear_means_what_it_says():
 def test_quantized_weight_is_what_the_pack_holds():
     """A gated pack quantizes gate and up apart, as the meaning does."""
     gate, up = torch.randn(16, 64), torch.randn(16, 64) * 100
-    packed = pack.pack_linear(gate, up, fmt=INT8)
+    packed = pack.Panels(INT8, "avx2").pack(gate, up)
     scales = torch.from_numpy(packed[-128:]).view(F32)
     assert torch.equal(scales, torch.cat([quantize(w, INT8).scales for w in (gate, up)]))

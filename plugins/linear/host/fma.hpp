@@ -27,11 +27,11 @@ f32x16 bit_field(const std::byte* at, int shift) {
   return out;
 }
 
-template <class Use>
-void decode_block(Int8, const std::byte* block, Use use) {
+template <int block_k, class Use>
+void decode_block(Int8<block_k>, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile)
-    for (int k = 0; k < 64; ++k)
-      use(k, tile, bit_field<8>(block + tile * 1024 + k / 4 * 64, k % 4 * 8) - f32x16::splat(Int8::common_zero));
+    for (int k = 0; k < block_k; ++k)
+      use(k, tile, bit_field<8>(block + (tile * block_k + k) / 4 * 64, k % 4 * 8) - f32x16::splat(Int8<block_k>::common_zero));
 }
 
 // The rungs (quantization/formats.py) of 16 codes with the multipliers at `multipliers`.

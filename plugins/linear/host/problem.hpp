@@ -10,9 +10,10 @@ struct Bf16 {
   static constexpr bool integer = false, grouped = false;
   static constexpr int block_k = 32, header_bytes = 0, block_bytes = 2048;
 };
+template <int block>
 struct Int8 {
   static constexpr bool integer = true, grouped = false;
-  static constexpr int block_k = 64, header_bytes = 0, block_bytes = 2048, common_zero = 128;
+  static constexpr int block_k = block, header_bytes = 0, block_bytes = 32 * block, common_zero = 128;
 };
 template <int group, bool zero_point>
 struct Int4 {
