@@ -17,6 +17,8 @@ using Factor = float;
 // Of `rows` rows: factors times the 16 columns of lines [16][2].
 template <int rows>
 struct PairSums {
+  static constexpr int lines_a_step = 2;  // of `fetch`
+
 #if defined(__AVX512BF16__)
   __m512 sums[rows];
 
@@ -24,9 +26,9 @@ struct PairSums {
     unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = _mm512_setzero_ps(); });
   }
   // factors: [rows][2 * lines], `stride` apart.
-  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* words, int lines, const std::byte* later) {
+  [[gnu::always_inline]] void add(const bf16* factors, int64_t stride, const std::byte* words, int lines, Fetch& fetch) {
     for (int i = 0; i < lines; ++i) {
-      if (later) prefetch_line_to_l2(later + i * 64);
+      if (i % lines_a_step == 0) fetch.step();
       const auto columns = reinterpret_cast<__m512bh>(_mm512_loadu_si512(words + i * 64));
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
         const auto factor = reinterpret_cast<__m512bh>(splat_word(factors + r * stride + 2 * i));
@@ -41,9 +43,9 @@ struct PairSums {
   PairSums() {
     unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = f32x16::splat(0); });
   }
-  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* words, int lines, const std::byte* later) {
+  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* words, int lines, Fetch& fetch) {
     for (int i = 0; i < lines; ++i) {
-      if (later) prefetch_line_to_l2(later + i * 64);
+      if (i % lines_a_step == 0) fetch.step();
       const auto [even, odd] = load_pairs(words + i * 64);
       unrolled<rows>([&](auto r) __attribute__((always_inline)) {
         const f32x16 partial = fma(f32x16::splat(factors[r * stride + 2 * i]), even, sums[r]);
@@ -64,6 +66,12 @@ class Bf16Cache {
  public:
   static constexpr int64_t keys_bytes = block_size * Shape::head_dim * 2, side_bytes = keys_bytes / 2;
   static constexpr int64_t values_at = keys_bytes, head_bytes = keys_bytes + tiles * tile_bytes;
+#if defined(__AMX_BF16__)
+  static constexpr int64_t key_steps = 1, value_steps = (tiles + 3) / 4;
+#else
+  static constexpr int64_t step_bytes = 64 * PairSums<1>::lines_a_step;
+  static constexpr int64_t key_steps = keys_bytes / step_bytes, value_steps = tiles * tile_bytes / step_bytes;
+#endif
 
   struct Queries {
     Factor rows[tile_rows][depth];
@@ -88,10 +96,11 @@ class Bf16Cache {
   }
 
   // Probabilities as Factor: 32 bf16 of a row in one line, where the first 16 of their scores were; float32 in place.
-  static void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums) {
+  static void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums, Fetch& fetch) {
     for (int b = 0; b < blocks.count; ++b) {
       for (int r = 0; r < rows; ++r) {
         float* low = scores_at(scores, b * block_size, r);
+        fetch.step();
         const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
 #if defined(__AVX512BF16__)
         _mm512_storeu_si512(low, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
@@ -104,22 +113,22 @@ class Bf16Cache {
 
 #if defined(__AMX_BF16__)
 
-  void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
+  void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
     tiles_.use(rows);
-    if (rows <= 16) multiply_keys<1>(queries, head, later, scores);
-    else multiply_keys<2>(queries, head, later, scores);
+    if (rows <= 16) fetch.step();
+    if (rows <= 16) multiply_keys<1>(queries, head, scores);
+    else multiply_keys<2>(queries, head, scores);
   }
 
-  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
-    if (rows <= 16) multiply_values<1>(probabilities, blocks, next, out);
-    else multiply_values<2>(probabilities, blocks, next, out);
+  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) {
+    if (rows <= 16) multiply_values<1>(probabilities, blocks, fetch, out);
+    else multiply_values<2>(probabilities, blocks, fetch, out);
   }
 
  private:
   template <int row_tiles>
-  static void multiply_keys(const Queries& queries, const std::byte* keys, const std::byte* later, float* scores) {
+  static void multiply_keys(const Queries& queries, const std::byte* keys, float* scores) {
     constexpr int stride = depth * 2;
-    if constexpr (row_tiles == 1) begin_pages(later, keys_bytes);
     begin_sums();
     for (int k = 0; k < depth; k += 32) {  // the last step may read behind the keys: the queries are zero there
       _tile_loadd(6, keys + k * 32, 64);
@@ -143,18 +152,14 @@ class Bf16Cache {
 
   // Four tiles of sums at a time.
   template <int row_tiles>
-  static void multiply_values(const float* probabilities, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
+  static void multiply_values(const float* probabilities, const Blocks& blocks, Fetch& fetch, float* out) {
     constexpr int step = 4 / row_tiles;
     for (int first = 0; first < tiles; first += step) {
       const auto tile = [&](int i) { return std::min(first + i, tiles - 1); };  // the last may repeat those before
       const auto values = [&](int block, int t) { return blocks.heads[block] + values_at + t * tile_bytes; };
       begin_sums();
       for (int b = 0; b < blocks.count; ++b) {
-        if constexpr (row_tiles == 1) {
-          if (b + 1 < blocks.count) begin_pages(values(b + 1, first), step * tile_bytes);
-          else if (first + step < tiles) begin_pages(values(0, first + step), step * tile_bytes);
-          else begin_pages(next);
-        }
+        if constexpr (row_tiles == 1) fetch.step();
         _tile_loadd(4, scores_at(probabilities, b * block_size, 0), 64);
         _tile_loadd(6, values(b, tile(0)), 64);
         _tile_loadd(7, values(b, tile(1)), 64);
@@ -183,24 +188,24 @@ class Bf16Cache {
 
 #else
 
-  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
-    for_row_groups(rows, [&](int row, auto count) {
+  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
       for (int side = 0; side < 2; ++side) {
         PairSums<count> sums;
-        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, row == 0 ? later + side * side_bytes : nullptr);
+        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, fetch);
         unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sum(r)); });
       }
     });
   }
 
-  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<keys_bytes>& next, float* out) {
+  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) {
     constexpr int together = 64 / sizeof(Factor);  // tokens whose probabilities lie together
     stream_values<Shape, tile_bytes, 1, PairSums>(
-        rows, blocks, next,
-        [&](auto& sums, int row, int block, const std::byte* tile, const std::byte* later) __attribute__((always_inline)) {
+        rows, blocks, fetch,
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
           for (int slot = 0; slot < block_size; slot += together) {
             const auto* factors = reinterpret_cast<const Factor*>(scores_at(probabilities, block * block_size + slot, row));
-            sums.add(factors, together, tile + slot * 32, together / 2, later ? later + slot * 32 : nullptr);
+            sums.add(factors, together, tile + slot * 32, together / 2, fetch);
           }
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {

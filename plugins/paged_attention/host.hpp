@@ -32,23 +32,28 @@ class Attention {
     for (int i = 0; i < slots; ++i) slots_of(call_)[i].merged.store(0, std::memory_order_relaxed);
   }
 
-  // Whole items to each thread, which claims one ahead: what it writes and reads first is on its way in good time.
+  // Whole items to each thread, which claims one ahead: what it reads first is on its way in good time.
   void run_items(int rows_per_item) {
     Items<Shape> items(batch_, rows_per_item, false);
     const auto claim = [&] {
       if (!items.seek(call_.tickets[1].claim(1))) return false;
-      const Rows& item = items.item();
-      if (writes_itself<Shape>(batch_, item.seq)) write_sequence(call_, weights_, item.seq, item.kv_head);
+      expect(items.item());
       return true;
     };
-    for (bool claimed = claim(); claimed;) {
+    bool claimed = claim();
+    for (Blocks blocks = claimed ? blocks_of(items.item()) : Blocks(), next; claimed;) {
       const Rows item = items.item();
+      fetch_values(blocks, (2 + item.count) * head_steps);
       claimed = claim();
-      const Rows& next = claimed ? items.item() : item;
+      if (writes_itself<Shape>(batch_, item.seq)) write_sequence(call_, weights_, item.seq, item.kv_head);
+      values_ahead_.step(2 * head_steps);
       prepare_queries(item);
-      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index) {
-        next_ = chunk_index + 1 < item.end_chunk ? first_heads(item, chunk_index + 1) : first_heads(next, next.first_chunk);
-        attend_tiles(item, chunk_index);
+      for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index, blocks = next) {
+        if (chunk_index > item.first_chunk) fetch_values(blocks);
+        const bool is_last = chunk_index + 1 == item.end_chunk;
+        next = !is_last ? blocks_of(item, chunk_index + 1) : claimed ? blocks_of(items.item()) : Blocks();
+        fetch_keys(next, blocks.count, item.count);
+        attend_tiles(item, chunk_index, blocks);
       }
       for (int t = 0; t * tile_rows < item.count; ++t) write(tile_of(item, t), local_.parts[t]);
     }
@@ -58,12 +63,17 @@ class Attention {
   void run_chunks() {
     Items<Shape> items(batch_, tile_rows, true);
     int64_t prepared = -1;
+    Blocks blocks, next;
     for (int64_t ticket; items.seek(ticket = call_.tickets[1].claim(1));) {
       const Rows& tile = items.item();
       const int done = static_cast<int>(ticket - items.first_ticket());
+      const int chunk_index = tile.first_chunk + done, later = chunk_index + call_.size;
+      blocks = blocks_of(tile, chunk_index);
+      next = later < tile.end_chunk ? blocks_of(tile, later) : Blocks();
+      fetch_values(blocks);
+      fetch_keys(next, blocks.count, tile.count);
       if (std::exchange(prepared, items.number()) != items.number()) prepare_queries(tile);
-      next_ = first_heads(tile, std::min(tile.first_chunk + done + call_.size, tile.end_chunk - 1));
-      attend(tile, tile.first_chunk + done, local_.queries[0], local_.parts[0]);
+      attend(tile, chunk_index, blocks, local_.queries[0], local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
       if (done == 0) std::memcpy(&slot.part, &local_.parts[0], sizeof(Part) - (tile_rows - tile.count) * sizeof slot.part.out[0]);
@@ -76,7 +86,6 @@ class Attention {
  private:
   using L = Layout<Shape>;
   using Cache = typename Shape::Cache;
-  using Next = Upcoming<Cache::keys_bytes>;
   using Part = State<L::columns>;
 
   struct alignas(64) Slot {
@@ -91,6 +100,8 @@ class Attention {
     Part parts[item_tiles + 1];
   };
   static_assert(sizeof(Local) <= Shape::local_bytes && slots * sizeof(Slot) <= Shape::slots_bytes);
+
+  static constexpr int head_steps = std::max<int>(1, Cache::key_steps / 8);  // of a fetch, beside a head's norm and rotation
 
   static Slot* slots_of(const Call& call) { return reinterpret_cast<Slot*>(call.shared); }
 
@@ -112,28 +123,41 @@ class Attention {
     return {std::max(begin - origin, 0), std::min(position + 1 - origin, chunk)};
   }
 
-  void prepare_queries(const Rows& rows) {
-    for (int r = 0; r < rows.count; ++r) {
-      const std::byte* at = reinterpret_cast<const std::byte*>(query(rows, r));
-      for (size_t i = 0; i < Shape::head_dim * sizeof(typename Shape::Query); i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+  // Asks for the step's queries, keys and values of a few rows: another core has just written them.
+  void expect(const Rows& rows) const {
+    const int count = std::min(rows.count, few_rows);
+    for (int r = 0; r < count; ++r) prefetch_head(query(rows, r));
+    for (int r = 0; r < count; r += L::group) {
+      prefetch_head(call_.inputs[1].row<typename Shape::Key>(token_row(rows, r)) + rows.kv_head * Shape::head_dim);
+      prefetch_head(call_.inputs[2].row<typename Shape::Value>(token_row(rows, r)) + rows.kv_head * Shape::head_dim);
     }
+  }
+  template <class T>
+  static void prefetch_head(const T* at) {
+    for (int i = 0; i < Shape::head_dim; i += 64 / sizeof(T)) prefetch_line(at + i);
+  }
+
+  void prepare_queries(const Rows& rows) {
     for (int r = 0; r < rows.count; ++r) {
       const Head<Shape> head = make_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)]);
       Cache::prepare(head, local_.queries[r / tile_rows], r % tile_rows);
+      values_ahead_.step(head_steps);
     }
   }
 
-  void attend_tiles(const Rows& item, int chunk_index) {
+  // blocks: of the item.
+  void attend_tiles(const Rows& item, int chunk_index, const Blocks& blocks) {
     for (int t = 0; t * tile_rows < item.count; ++t) {
       const Rows tile = tile_of(item, t);
       if (chunk_index < tile.first_chunk || chunk_index >= tile.end_chunk) continue;
       const bool is_first = chunk_index == tile.first_chunk;
       Part& part = local_.parts[is_first ? t : item_tiles];
-      attend(tile, chunk_index, local_.queries[t], part);
+      attend(tile, chunk_index, item.count <= tile_rows ? blocks : blocks_of(tile, chunk_index), local_.queries[t], part);
       if (!is_first) merge(local_.parts[t], part, tile.count);
     }
   }
 
+  Blocks blocks_of(const Rows& rows) const { return blocks_of(rows, rows.first_chunk); }
   Blocks blocks_of(const Rows& rows, int chunk_index) const {
     const int origin = chunk_index * chunk;
     Blocks blocks;
@@ -145,30 +169,24 @@ class Attention {
     return blocks;
   }
 
-  Next first_heads(const Rows& rows, int chunk_index) const {
-    const Blocks blocks = blocks_of(rows, chunk_index);
-    Next first;
-    for (int i = 0; i < first.count; ++i) first.heads[i] = blocks.heads[std::min(i, blocks.count - 1)];
-    return first;
+  // While the keys of a chunk are multiplied, and while its rows are prepared, in so many steps.
+  void fetch_values(const Blocks& blocks, int64_t steps = 0) {
+    values_ahead_ = Fetch(blocks, Cache::values_at, Cache::head_bytes - Cache::values_at, steps + blocks.count * Cache::key_steps);
   }
-
-  // What is read while the keys are that lie `fetch_ahead` behind those of a block: others' keys, or the first values.
-  static const std::byte* after_keys(const Blocks& blocks, int block) {
-    const int later = block + Next::count;
-    if (later < blocks.count) return blocks.heads[later];
-    return blocks.heads[std::min(later, 2 * blocks.count - 1) - blocks.count] + Cache::values_at;
+  // While `count` blocks of values before them are multiplied.
+  void fetch_keys(const Blocks& blocks, int count, int rows) {
+    keys_ahead_ = Fetch(blocks, 0, Cache::values_at, count * (Cache::value_steps + std::min(rows, tile_rows)));
   }
 
   // One tile over one chunk.
-  void attend(const Rows& tile, int chunk_index, const typename Cache::Queries& queries, Part& part) {
+  void attend(const Rows& tile, int chunk_index, const Blocks& blocks, const typename Cache::Queries& queries, Part& part) {
     const int origin = chunk_index * chunk, rows = tile.count;
     const Positions first = seen(tile, 0, origin), last = seen(tile, rows - 1, origin);
-    const Blocks blocks = blocks_of(tile, chunk_index);
     const int begin = blocks.first, end = begin + blocks.count;
     fill(local_.folds, rows, nothing);
     for (int b = begin; b < end; ++b) {
       float* scores = scores_at(local_.scores, b * block_size, 0);
-      cache_.multiply_keys(queries, rows, blocks.heads[b - begin], after_keys(blocks, b - begin), scores);
+      cache_.multiply_keys(queries, rows, blocks.heads[b - begin], values_ahead_, scores);
       const bool all_seen = last.begin <= b * block_size && (b + 1) * block_size <= first.end;
       Positions seen_rows[tile_rows];
       for (int r = 0; r < rows && !all_seen; ++r) seen_rows[r] = seen(tile, r, origin + b * block_size);
@@ -177,9 +195,9 @@ class Attention {
     for (int r = 0; r < rows; ++r) part.peak[r] = reduce_max(load(local_.folds[r]));
     fill(local_.folds, rows, 0);
     float* scores = scores_at(local_.scores, begin * block_size, 0);
-    cache_.weigh(scores, rows, blocks, part.peak, local_.folds);
+    cache_.weigh(scores, rows, blocks, part.peak, local_.folds, keys_ahead_);
     for (int r = 0; r < rows; ++r) part.sum[r] = reduce_add(load(local_.folds[r]));
-    cache_.multiply_values(scores, rows, blocks, next_, part.out[0]);
+    cache_.multiply_values(scores, rows, blocks, keys_ahead_, part.out[0]);
   }
 
   void write(const Rows& tile, const Part& part) const {
@@ -195,7 +213,7 @@ class Attention {
   const Weights<Shape> weights_;
   Local& local_;
   Cache cache_;
-  Next next_;  // of this thread, after the chunk it is at
+  Fetch values_ahead_, keys_ahead_;  // of the chunk this thread is at; of the one after it
 };
 
 template <class Shape>

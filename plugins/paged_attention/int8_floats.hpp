@@ -9,15 +9,17 @@ namespace slipway::paged_attention {
 // Of `rows` rows: factors times the 16 columns of lines [16][4], which hold keys (u8 = q + 128) or values (int8).
 template <int rows, bool of_keys>
 struct QuadSums {
+  static constexpr int lines_a_step = 4;  // of `fetch`
+
   f32x16 sums[rows];
 
   QuadSums() {
     unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = f32x16::splat(0); });
   }
   // factors: [rows][4 * lines], `stride` apart.
-  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* quads, int lines, const std::byte* later) {
+  [[gnu::always_inline]] void add(const float* factors, int64_t stride, const std::byte* quads, int lines, Fetch& fetch) {
     for (int i = 0; i < 4 * lines; ++i) {
-      if (later && i % 4 == 0) prefetch_line_to_l2(later + i * 16);
+      if (i % (4 * lines_a_step) == 0) fetch.step();
       const f32x16 codes = decode(quads + i / 4 * 64, i % 4);
       unrolled<rows>([&](auto r) __attribute__((always_inline)) { sums[r] = fma(f32x16::splat(factors[r * stride + i]), codes, sums[r]); });
     }
@@ -41,6 +43,8 @@ using ValueSums = QuadSums<rows, false>;
 template <class Shape>
 struct Int8Cache : Int8Layout<Shape> {
   using Base = Int8Layout<Shape>;
+  static constexpr int64_t step_bytes = 64 * ValueSums<1>::lines_a_step;
+  static constexpr int64_t key_steps = Base::keys_bytes / step_bytes, value_steps = Base::tiles * Base::tile_bytes / step_bytes;
 
   struct Queries {
     float rows[tile_rows][Base::columns];
@@ -50,11 +54,11 @@ struct Int8Cache : Int8Layout<Shape> {
     for (int i = 0; i < query.vectors; ++i) store(queries.rows[row] + i * lanes, query.x[i]);
   }
 
-  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
-    for_row_groups(rows, [&](int row, auto count) {
+  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
       for (int side = 0; side < 2; ++side) {
         QuadSums<count, true> sums;
-        sums.add(queries.rows[row], Base::columns, head + side * Base::side_bytes, Shape::head_dim / 4, row == 0 ? later + side * Base::side_bytes : nullptr);
+        sums.add(queries.rows[row], Base::columns, head + side * Base::side_bytes, Shape::head_dim / 4, fetch);
         const f32x16 scale = load(Base::key_scales(head) + side * lanes);
         unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sums[r] * scale); });
       }
@@ -62,24 +66,25 @@ struct Int8Cache : Int8Layout<Shape> {
   }
 
   // Probabilities times the scales of their values, in place.
-  static void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums) {
+  static void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums, Fetch& fetch) {
     for (int b = 0; b < blocks.count; ++b) {
       const float* scales = Base::value_scales(blocks.heads[b]);
       for (int r = 0; r < rows; ++r) {
         float *low = scores_at(scores, b * block_size, r), *high = low + score_stride;
+        fetch.step();
         const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
         store(low, first * load(scales)), store(high, second * load(scales + lanes));
       }
     }
   }
 
-  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) {
+  static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) {
     stream_values<Shape, Base::tile_bytes, 1, ValueSums>(
-        rows, blocks, next,
-        [&](auto& sums, int row, int block, const std::byte* tile, const std::byte* later) __attribute__((always_inline)) {
+        rows, blocks, fetch,
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
           for (int slot = 0; slot < block_size; slot += lanes) {
             const float* weights = scores_at(probabilities, block * block_size + slot, row);
-            sums.add(weights, lanes, tile + slot * lanes, lanes / 4, later ? later + slot * lanes : nullptr);
+            sums.add(weights, lanes, tile + slot * lanes, lanes / 4, fetch);
           }
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {

@@ -17,9 +17,6 @@ struct Int8Layout {
 
   static const float* key_scales(const std::byte* head) { return reinterpret_cast<const float*>(head + keys_bytes); }
   static const float* value_scales(const std::byte* head) { return key_scales(head) + block_size; }
-  static void fetch_scales(const std::byte* head) {
-    for (int64_t line = keys_bytes; line < values_at; line += 64) prefetch_line_to_l2(head + line);
-  }
 
   // A token's column of the words [head_dim/4][16]: four columns of the head are a word.
   static void store_key(const Head<Shape>& key, std::byte* head, int slot) {

@@ -12,6 +12,8 @@ namespace slipway::paged_attention {
 // values the other way round.
 template <int rows, bool of_keys>
 struct PlaneSums {
+  static constexpr int lines_a_step = 8;  // of `fetch`
+
   __m512i high[rows], low[rows];
 
   PlaneSums() {
@@ -24,9 +26,9 @@ struct PlaneSums {
   }
 
   // planes: [rows][2][4 * lines], `plane_bytes` apart.
-  [[gnu::always_inline]] void add(const std::byte* planes, int64_t plane_bytes, const std::byte* quads, int lines, const std::byte* later) {
+  [[gnu::always_inline]] void add(const std::byte* planes, int64_t plane_bytes, const std::byte* quads, int lines, Fetch& fetch) {
     for (int i = 0; i < lines; ++i) {
-      if (later) prefetch_line_to_l2(later + i * 64);
+      if (i % lines_a_step == 0) fetch.step();
       const __m512i codes = _mm512_loadu_si512(quads + i * 64);
       const auto dot = [&](__m512i sum, const std::byte* at) __attribute__((always_inline)) {
         const __m512i factors = splat_word(at + 4 * i);
@@ -50,6 +52,13 @@ class Int8Cache : public Int8Layout<Shape> {
   static constexpr int plane_bytes = block_size;                  // of the probabilities of a block
 
  public:
+#if defined(__AMX_INT8__)
+  static constexpr int64_t key_steps = 1, value_steps = (Base::tiles + 3) / 4;
+#else
+  static constexpr int64_t step_bytes = 64 * ValueSums<1>::lines_a_step;
+  static constexpr int64_t key_steps = Base::keys_bytes / step_bytes, value_steps = Base::tiles * Base::tile_bytes / step_bytes;
+#endif
+
   struct alignas(64) Queries {
     std::byte planes[tile_rows][2][depth];
     int32_t starts[tile_rows][2];  // of their sums: minus 128 times the sum of each plane
@@ -73,12 +82,13 @@ class Int8Cache : public Int8Layout<Shape> {
 
   // Probabilities times the scales of their values, of each row in parts of its largest such product: planes of unsigned bytes, of 32
   // positions in one line, where the scores of the first 16 were.
-  void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums) {
+  void weigh(float* scores, int rows, const Blocks& blocks, const float* peaks, Folds& sums, Fetch& fetch) {
     fill(largest_, rows, 0);
     for (int b = 0; b < blocks.count; ++b) {
       const f32x16 first_scale = load(Base::value_scales(blocks.heads[b])), second_scale = load(Base::value_scales(blocks.heads[b]) + lanes);
       for (int r = 0; r < rows; ++r) {
         float *low = scores_at(scores, b * block_size, r), *high = low + score_stride;
+        fetch.step();
         const auto [first, second] = probabilities_of(low, peaks[r], sums[r]);
         const f32x16 first_weight = first * first_scale, second_weight = second * second_scale;
         store(largest_[r], max_or_nan(load(largest_[r]), max_or_nan(first_weight, second_weight)));
@@ -107,10 +117,10 @@ class Int8Cache : public Int8Layout<Shape> {
 #if defined(__AMX_INT8__)
 
   // Both planes of a row are rows of the A tile.
-  void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
+  void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
     static_assert(Base::side_bytes + depth * lanes <= Base::head_bytes);  // what the last step may read behind the keys: queries are zero there
     tiles_.use(2 * rows);
-    if (rows <= 8) begin_pages(later, Base::values_at);
+    if (rows <= 8) fetch.step();
     for (int row = 0; row < rows; row += 16) {
       const int count = std::min(16, rows - row);
       if (count <= 8) multiply_keys<1>(queries.planes[row][0], head);
@@ -127,13 +137,13 @@ class Int8Cache : public Int8Layout<Shape> {
     }
   }
 
-  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) {
+  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) {
     tiles_.use(2 * rows, plane_bytes);
     for (int row = 0; row < rows; row += 16) {
       const int count = std::min(16, rows - row);
       const float* at = scores_at(probabilities, 0, row);
-      if (count <= 8) multiply_values<1>(at, row, count, blocks, next, out + row * Base::columns);
-      else multiply_values<2>(at, row, count, blocks, next, out + row * Base::columns);
+      if (count <= 8) multiply_values<1>(at, row, count, blocks, fetch, out + row * Base::columns);
+      else multiply_values<2>(at, row, count, blocks, fetch, out + row * Base::columns);
     }
   }
 
@@ -157,7 +167,7 @@ class Int8Cache : public Int8Layout<Shape> {
   }
 
   template <int row_tiles>
-  void multiply_values(const float* probabilities, int row, int count, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) {
+  void multiply_values(const float* probabilities, int row, int count, const Blocks& blocks, Fetch& fetch, float* out) {
     constexpr int step = 4 / row_tiles;  // tiles of columns at a time
     for (int first = 0; first < Base::tiles; first += step) {
       const auto values = [&](int block, int i) {  // the last may repeat those before
@@ -165,11 +175,7 @@ class Int8Cache : public Int8Layout<Shape> {
       };
       begin_sums();
       for (int b = 0; b < blocks.count; ++b) {
-        if (row_tiles == 1 && row == 0) {
-          if (b + 1 < blocks.count) begin_pages(values(b + 1, 0), step * Base::tile_bytes);
-          else if (first + step < Base::tiles) begin_pages(blocks.heads[0] + Base::values_at + (first + step) * Base::tile_bytes, step * Base::tile_bytes);
-          else begin_pages(next);
-        }
+        if (row_tiles == 1 && row == 0) fetch.step();
         const float* planes = scores_at(probabilities, b * block_size, 0);
         _tile_loadd(4, planes, plane_bytes);
         _tile_loadd(6, values(b, 0), 64);
@@ -216,11 +222,11 @@ class Int8Cache : public Int8Layout<Shape> {
 
 #else
 
-  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, const std::byte* later, float* scores) {
-    for_row_groups(rows, [&](int row, auto count) {
+  static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
       for (int side = 0; side < 2; ++side) {
         PlaneSums<count, true> sums(queries.starts + row);
-        sums.add(queries.planes[row][0], depth, head + side * Base::side_bytes, Shape::head_dim / 4, row == 0 ? later + side * Base::side_bytes : nullptr);
+        sums.add(queries.planes[row][0], depth, head + side * Base::side_bytes, Shape::head_dim / 4, fetch);
         const f32x16 key_scale = load(Base::key_scales(head) + side * lanes);
         unrolled<count>([&](auto r) __attribute__((always_inline)) {
           store(scores_at(scores, side * lanes, row + r), sums.sum(r) * (f32x16::splat(queries.scales[row + r]) * key_scale));
@@ -229,13 +235,12 @@ class Int8Cache : public Int8Layout<Shape> {
     });
   }
 
-  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, const Upcoming<Base::keys_bytes>& next, float* out) const {
-    for (const std::byte* head : next.heads) Base::fetch_scales(head);
+  void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) const {
     stream_values<Shape, Base::tile_bytes, 2, ValueSums>(
-        rows, blocks, next,
-        [&](auto& sums, int row, int block, const std::byte* tile, const std::byte* later) __attribute__((always_inline)) {
+        rows, blocks, fetch,
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
           const float* planes = scores_at(probabilities, block * block_size, row);
-          sums.add(reinterpret_cast<const std::byte*>(planes), plane_bytes, tile, block_size / 4, later);
+          sums.add(reinterpret_cast<const std::byte*>(planes), plane_bytes, tile, block_size / 4, fetch);
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {
           store(out + (row + r) * Base::columns + column, sums.sum(r) * f32x16::splat(scales_[row + r]));

@@ -1,5 +1,6 @@
 // Where things lie: KV blocks, the scores and the state of a tile of query rows.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -28,13 +29,14 @@ inline const float* scores_at(const float* scores, int position, int row) {
 // keys and values get there and queries are prepared; and the two products, with what comes between them:
 //
 //   values_at, head_bytes           where the values begin, and the whole
+//   key_steps, value_steps          of `fetch`, in the products with a block
 //   store_key, store_value          one token's head into its slot
 //   Queries, prepare                a tile of query rows as they are multiplied
 //   multiply_keys                   -> scores of one block, float32
 //   weigh                           scores of a chunk -> probabilities as they are multiplied, and their sums
 //   multiply_values                 -> outputs of a chunk, float32
 //
-// Products ask for what is read `fetch_ahead` bytes later: of keys, as much from `later` on as they read themselves.
+// Products and weigh() step on a `fetch` of what is read after them; weigh() does for each block and row.
 template <class Shape>
 struct Layout {
   using Cache = typename Shape::Cache;
@@ -59,25 +61,48 @@ struct Blocks {
   const std::byte* heads[chunk / block_size];  // one KV head of each
 };
 
-// The heads whose keys are read first after a chunk.
-inline constexpr int64_t fetch_ahead = 8192;
-template <int64_t keys_bytes>
-struct Upcoming {
-  static constexpr int count = static_cast<int>((fetch_ahead + keys_bytes - 1) / keys_bytes);
-  const std::byte* heads[count];
-};
-
-// Sets the hardware's prefetchers off on memory that is read soon: they stop at the end of each page.
-inline void begin_pages(const std::byte* at, int64_t bytes) {
-  for (int64_t page = 0; page < bytes; page += 4096) {
-    for (int line = 0; line < 8; ++line) _mm_prefetch(at + page + line * 64, _MM_HINT_T1);
+// Asks for keys or values of some blocks long before they are read: evenly over the steps of the work that comes before.
+//
+// A core keeps few lines under way at a time and a line may take long: asked for late, or in bursts, they hold up the work.
+// On AMX the first lines of each page are enough: they set the hardware's prefetchers off, which stop at the end of a page.
+class Fetch {
+ public:
+  Fetch() = default;
+  // `bytes` from `offset` on of each head, in so many steps; `blocks` stay where they are.
+  Fetch(const Blocks& blocks, int64_t offset, int64_t bytes, int64_t steps)
+      : blocks_(&blocks), offset_(offset), bytes_(bytes) {
+    if (steps > 0) portion_ = static_cast<int>((blocks.count * lines_of(bytes) + steps - 1) / steps);
   }
-}
 
-template <int64_t keys_bytes>
-void begin_pages(const Upcoming<keys_bytes>& next) {
-  for (const std::byte* head : next.heads) begin_pages(head, keys_bytes);
-}
+  [[gnu::always_inline]] void step(int count = 1) {
+    for (int left = count * portion_; left > 0; --left) {
+      if (line_ == end_ && !enter()) return;
+      prefetch_line_to_l2(line_);
+      line_ += 64;
+      if (page_lines < 64 && (line_ - begin_) % 4096 == page_lines * 64) line_ = std::min(line_ + 4096 - page_lines * 64, end_);
+    }
+  }
+
+ private:
+#if defined(__AMX_TILE__)
+  static constexpr int64_t page_lines = 8;
+#else
+  static constexpr int64_t page_lines = 64;
+#endif
+  static int64_t lines_of(int64_t bytes) { return bytes / 4096 * page_lines + std::min(bytes % 4096 / 64, page_lines); }
+
+  [[gnu::always_inline]] bool enter() {
+    if (next_ == blocks_->count) return portion_ = 0, false;
+    begin_ = line_ = blocks_->heads[next_++] + offset_;
+    end_ = line_ + bytes_ / 64 * 64;
+    return true;
+  }
+
+  const Blocks* blocks_ = nullptr;
+  int64_t offset_ = 0, bytes_ = 0;
+  int portion_ = 0, next_ = 0;
+  const std::byte *begin_ = nullptr, *line_ = nullptr, *end_ = nullptr;
+};
 
 // Softmax of a tile of query rows over some positions: out = sum of exp2(score - peak) * value, before the division.
 template <int columns>

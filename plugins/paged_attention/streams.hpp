@@ -16,38 +16,31 @@ inline constexpr int most_rows = 8, most_sums = 24;  // query rows multiplied at
 inline constexpr int most_rows = 4, most_sums = 4;
 #endif
 
-// Calls body with `most_rows` rows at a time, then with those left, as a constant.
+// Calls body with `most_rows` rows at a time, then with those left, as a constant; the first rows with `fetch`, the others with an
+// empty one.
 template <class Body>
-void for_row_groups(int rows, Body body) {
+void each_row_group(int rows, Fetch& fetch, Body body) {
+  Fetch none;
   for (int row = 0; row < rows; row += most_rows) {
-    with_constant<most_rows>(std::min(most_rows, rows - row), [&](auto count) { body(row, count); });
+    with_constant<most_rows>(std::min(most_rows, rows - row), [&](auto count) { body(row, count, row == 0 ? fetch : none); });
   }
 }
 
 // Probabilities times the values of all blocks, as many tiles of 16 columns at a time as there are registers for: what lies
-// together in memory is read together. Sums<rows> takes `vectors` registers a row; add(sums, row, block, tile, later) adds a tile
-// of a block and asks for memory from `later` on, write(row, column, sums, r) takes the sums of row + r.
+// together in memory is read together. Sums<rows> takes `vectors` registers a row; add(sums, row, block, tile, fetch) adds a tile of
+// a block, write(row, column, sums, r) takes the sums of row + r.
 template <class Shape, int64_t tile_bytes, int vectors, template <int> class Sums, class Add, class Write>
-void stream_values(int rows, const Blocks& blocks, const Upcoming<Shape::Cache::keys_bytes>& next, Add add, Write write) {
+void stream_values(int rows, const Blocks& blocks, Fetch& fetch, Add add, Write write) {
   constexpr int tiles = Layout<Shape>::columns / lanes;
-  for_row_groups(rows, [&](int row, auto count) {
+  each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
     constexpr int held = std::min<int>({tiles, 8, std::max(1, static_cast<int>(std::bit_floor(unsigned{most_sums} / (count * vectors))))});
     constexpr int parts = (tiles + held - 1) / held;
-    constexpr int64_t part_bytes = held * tile_bytes, ahead = (fetch_ahead + part_bytes - 1) / part_bytes;
-    const auto values = [&](int64_t block, int64_t part) { return blocks.heads[block] + Shape::Cache::values_at + part * part_bytes; };
-    const auto later = [&](int part, int block) {  // what is read `ahead` parts of blocks after this one
-      const int64_t place = int64_t{part} * blocks.count + block + ahead, keys = place - parts * blocks.count;
-      if (keys < 0) return values(place % blocks.count, place / blocks.count);
-      return next.heads[std::min<int64_t>(keys / parts, next.count - 1)] + keys % parts * part_bytes;
-    };
     for (int part = 0; part < parts; ++part) {
       const int last = tiles - 1 - part * held;  // tiles of the last part beyond it repeat it
       Sums<count> sums[held];
       for (int b = 0; b < blocks.count; ++b) {
-        const std::byte* fetch = row == 0 ? later(part, b) : nullptr;
-        unrolled<held>([&](auto t) __attribute__((always_inline)) {
-          add(sums[t], row, b, values(b, part) + std::min<int>(t, last) * tile_bytes, fetch ? fetch + t * tile_bytes : nullptr);
-        });
+        const std::byte* values = blocks.heads[b] + Shape::Cache::values_at + part * held * tile_bytes;
+        unrolled<held>([&](auto t) __attribute__((always_inline)) { add(sums[t], row, b, values + std::min<int>(t, last) * tile_bytes, fetch); });
       }
       unrolled<held>([&](auto t) __attribute__((always_inline)) {
         const int column = (part * held + std::min<int>(t, last)) * lanes;
