@@ -53,8 +53,13 @@ class Contestant:
         """What one sequence's decoding step has to read. Slipway's engines only."""
         return sum(group.bytes_moved(Work(1, context)) for group in group_steps(self.manifest))
 
-    def read_files(self) -> None:
-        """Into the page cache, for those that start from it."""
+    def bring_files(self, logs: Path) -> None:
+        """Into the page cache, for those that start from it. Slipway's by a start, as they come there in use: pages that are read and
+        not mapped are small."""
+        if self.is_ours:
+            with self.worker(logs) as worker:
+                worker.ask([[1] * 16], 1)
+            return
         for path in filter(Path.is_file, self.model.rglob("*")):
             with path.open("rb") as file:
                 while file.read(1 << 24):

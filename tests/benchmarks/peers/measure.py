@@ -47,7 +47,7 @@ class Figures:
 def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tuple[Figures, MachineLimits]:
     """One turn, and the machine's limits: the higher ones of just before and just after what is compared with them, decoding one
     sequence. seed: all contestants of a round have the same prompts."""
-    contestant.read_files()
+    contestant.bring_files(logs)
     started = time.perf_counter()
     with contestant.worker(logs) as worker:
         prompts = Prompts(seed)
