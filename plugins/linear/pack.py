@@ -23,11 +23,14 @@ class Panels:
     fmt: WeightFormat
     isa: str
 
+    def __str__(self) -> str:
+        return f"{self.fmt}k{self.block_k}" if self.fmt == INT8 else str(self.fmt)
+
     @property
     def block_k(self) -> int:
-        """Inputs of one block. int8: a tile's on AMX; elsewhere as many as share a scale of activations."""
+        """Inputs of one block. int8: where activations are int8 too, as many as share a scale; elsewhere an AMX tile's."""
         if self.fmt == INT8:
-            return 64 if self.isa == "amx" else 128
+            return 64 if self.isa in ("amx", "avx2") else 128
         return 32 if self.fmt == BF16 else self.fmt.group_size
 
     @property
@@ -47,7 +50,7 @@ class Panels:
     def pack(self, *weights: Tensor) -> np.ndarray:
         """(W[N, K]) or (gate[N, K], up[N, K]) -> bytes. A panel of a gated linear is 16 gate columns, then 16 up columns."""
         packed = np.empty(self.packed_bytes(*weights[0].shape, len(weights) == 2), np.uint8)
-        left, scales = packed, []
+        rest, scales = packed, []
         for rows in _panel_rows(weights):
             if self.fmt == BF16:
                 part = _bf16_panels(rows)
@@ -56,9 +59,9 @@ class Panels:
                 part = _int4_panels(quantized, rows.shape[1]) if self.fmt.group_size else _int8_panels(quantized.codes, self.block_k)
                 scales.append(quantized.scales)
             flat = part.contiguous().view(torch.uint8).flatten().numpy()
-            left[: flat.size], left = flat, left[flat.size :]
+            rest[: flat.size], rest = flat, rest[flat.size :]
         if scales:
-            left[:] = torch.cat(scales).view(torch.uint8).flatten().numpy()
+            rest[:] = torch.cat(scales).view(torch.uint8).flatten().numpy()
         return packed
 
 

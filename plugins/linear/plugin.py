@@ -147,11 +147,11 @@ def _cpp_format(panels: pack.Panels) -> str:
 
 def _packed_weights(weights: tuple[Node, ...], bias: Node | None, problem: Problem) -> tuple[PackedWeight, ...]:
     panels = problem.panels
-    key = f"{'gated_' * problem.gated}linear_{panels.fmt}_k{panels.block_k}"
+    key = f"{'gated_' * problem.gated}linear_{panels}"
     packed = PackedWeight(weights, panels.pack, key, panels.packed_bytes(problem.outputs, problem.inputs, problem.gated))
     if bias is None:
         return (packed,)
-    return (packed, PackedWeight((bias,), pack.pack_bias, "linear_bias", 4 * pack.PANEL * pack.num_panels(problem.outputs, problem.gated)))
+    return (packed, PackedWeight((bias,), pack.pack_bias, "linear_bias", 4 * pack.PANEL * pack.num_panels(problem.outputs, False)))
 
 
 PLUGIN = LinearPlugin()

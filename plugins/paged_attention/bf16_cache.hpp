@@ -69,8 +69,7 @@ class Bf16Cache {
 #if defined(__AMX_BF16__)
   static constexpr int64_t key_steps = 1, value_steps = (tiles + 3) / 4;
 #else
-  static constexpr int64_t step_bytes = 64 * PairSums<1>::lines_a_step;
-  static constexpr int64_t key_steps = keys_bytes / step_bytes, value_steps = tiles * tile_bytes / step_bytes;
+  static constexpr int64_t key_steps = 2 * steps_of<PairSums<1>>(side_bytes), value_steps = tiles * steps_of<PairSums<1>>(tile_bytes);
 #endif
 
   struct Queries {
@@ -115,7 +114,7 @@ class Bf16Cache {
 
   void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
     tiles_.use(rows);
-    if (rows <= 16) fetch.step();
+    fetch.step();
     if (rows <= 16) multiply_keys<1>(queries, head, scores);
     else multiply_keys<2>(queries, head, scores);
   }
@@ -159,7 +158,7 @@ class Bf16Cache {
       const auto values = [&](int block, int t) { return blocks.heads[block] + values_at + t * tile_bytes; };
       begin_sums();
       for (int b = 0; b < blocks.count; ++b) {
-        if constexpr (row_tiles == 1) fetch.step();
+        fetch.step();
         _tile_loadd(4, scores_at(probabilities, b * block_size, 0), 64);
         _tile_loadd(6, values(b, tile(0)), 64);
         _tile_loadd(7, values(b, tile(1)), 64);
@@ -189,10 +188,10 @@ class Bf16Cache {
 #else
 
   static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
-    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& of_group) {
       for (int side = 0; side < 2; ++side) {
         PairSums<count> sums;
-        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, fetch);
+        sums.add(queries.rows[row], depth, head + side * side_bytes, Shape::head_dim / 2, of_group);
         unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sum(r)); });
       }
     });
@@ -202,10 +201,10 @@ class Bf16Cache {
     constexpr int together = 64 / sizeof(Factor);  // tokens whose probabilities lie together
     stream_values<Shape, tile_bytes, 1, PairSums>(
         rows, blocks, fetch,
-        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& of_group) __attribute__((always_inline)) {
           for (int slot = 0; slot < block_size; slot += together) {
             const auto* factors = reinterpret_cast<const Factor*>(scores_at(probabilities, block * block_size + slot, row));
-            sums.add(factors, together, tile + slot * 32, together / 2, fetch);
+            sums.add(factors, together, tile + slot * 32, together / 2, of_group);
           }
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {

@@ -5,8 +5,8 @@
 // there are few tiles, threads share a tile's chunks: tickets are claimed in order, and each thread waits for the chunk
 // before its own to be merged.
 //
-// The keys and values of the step reach the cache before they are read: those of a sequence with few rows by the
-// thread that has its item, as no other reads them in this step; all others in a phase of their own.
+// The keys and values of the step reach the cache before they are read: where whole items go to threads, those of a sequence with
+// few rows by the thread that has its item, as no other reads them in this step; all others in a phase of their own.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -40,18 +40,25 @@ class Attention {
       expect(items.item());
       return true;
     };
-    bool claimed = claim();
-    for (Blocks blocks = claimed ? blocks_of(items.item()) : Blocks(), next; claimed;) {
+    Blocks blocks, next;
+    bool claimed = claim(), is_first = true;
+    if (claimed) blocks = blocks_of(items.item());
+    while (claimed) {
       const Rows item = items.item();
-      fetch_values(blocks, (2 + item.count) * head_steps);
+      const bool writes = writes_itself<Shape>(batch_, item.seq);
+      const int prepared = (item.count + (writes ? 2 : 0)) * head_steps;
+      if (std::exchange(is_first, false)) fetch_both(blocks, prepared);
+      else fetch_values(blocks, prepared);
       claimed = claim();
-      if (writes_itself<Shape>(batch_, item.seq)) write_sequence(call_, weights_, item.seq, item.kv_head);
-      values_ahead_.step(2 * head_steps);
+      if (writes) {
+        write_sequence(call_, weights_, item.seq, item.kv_head);
+        values_ahead_.step(2 * head_steps);
+      }
       prepare_queries(item);
       for (int chunk_index = item.first_chunk; chunk_index < item.end_chunk; ++chunk_index, blocks = next) {
-        if (chunk_index > item.first_chunk) fetch_values(blocks);
-        const bool is_last = chunk_index + 1 == item.end_chunk;
-        next = !is_last ? blocks_of(item, chunk_index + 1) : claimed ? blocks_of(items.item()) : Blocks();
+        if (chunk_index > item.first_chunk) fetch_values(blocks, 0);
+        if (chunk_index + 1 < item.end_chunk) next = blocks_of(item, chunk_index + 1);
+        else next = claimed ? blocks_of(items.item()) : Blocks();
         fetch_keys(next, blocks.count, item.count);
         attend_tiles(item, chunk_index, blocks);
       }
@@ -62,7 +69,7 @@ class Attention {
   // Chunks of tiles to each thread; fewer tiles than slots.
   void run_chunks() {
     Items<Shape> items(batch_, tile_rows, true);
-    int64_t prepared = -1;
+    int64_t prepared = -1, expected = -1;  // the tile whose queries are prepared; the ticket whose keys are on their way
     Blocks blocks, next;
     for (int64_t ticket; items.seek(ticket = call_.tickets[1].claim(1));) {
       const Rows& tile = items.item();
@@ -70,9 +77,15 @@ class Attention {
       const int chunk_index = tile.first_chunk + done, later = chunk_index + call_.size;
       blocks = blocks_of(tile, chunk_index);
       next = later < tile.end_chunk ? blocks_of(tile, later) : Blocks();
-      fetch_values(blocks);
+      const bool is_new = std::exchange(prepared, items.number()) != items.number();
+      const int steps = is_new ? tile.count * head_steps : 0;
+      if (std::exchange(expected, later < tile.end_chunk ? ticket + call_.size : -1) == ticket) fetch_values(blocks, steps);
+      else fetch_both(blocks, steps);
       fetch_keys(next, blocks.count, tile.count);
-      if (std::exchange(prepared, items.number()) != items.number()) prepare_queries(tile);
+      if (is_new) {
+        expect(tile);
+        prepare_queries(tile);
+      }
       attend(tile, chunk_index, blocks, local_.queries[0], local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
@@ -101,7 +114,7 @@ class Attention {
   };
   static_assert(sizeof(Local) <= Shape::local_bytes && slots * sizeof(Slot) <= Shape::slots_bytes);
 
-  static constexpr int head_steps = std::max<int>(1, Cache::key_steps / 8);  // of a fetch, beside a head's norm and rotation
+  static constexpr int head_steps = std::max<int>(1, Cache::key_steps / 8);  // of `values_ahead_`, for each head that is prepared or written
 
   static Slot* slots_of(const Call& call) { return reinterpret_cast<Slot*>(call.shared); }
 
@@ -123,13 +136,14 @@ class Attention {
     return {std::max(begin - origin, 0), std::min(position + 1 - origin, chunk)};
   }
 
-  // Asks for the step's queries, keys and values of a few rows: another core has just written them.
+  // Asks for what another core has just written: the step's queries, of many rows the first, and keys and values where the item
+  // writes them.
   void expect(const Rows& rows) const {
-    const int count = std::min(rows.count, few_rows);
-    for (int r = 0; r < count; ++r) prefetch_head(query(rows, r));
-    for (int r = 0; r < count; r += L::group) {
-      prefetch_head(call_.inputs[1].row<typename Shape::Key>(token_row(rows, r)) + rows.kv_head * Shape::head_dim);
-      prefetch_head(call_.inputs[2].row<typename Shape::Value>(token_row(rows, r)) + rows.kv_head * Shape::head_dim);
+    for (int r = 0; r < std::min(rows.count, few_rows); ++r) prefetch_head(query(rows, r));
+    if (!writes_itself<Shape>(batch_, rows.seq)) return;
+    for (int row = batch_.cu_seqlens[rows.seq]; row < batch_.cu_seqlens[rows.seq + 1]; ++row) {
+      prefetch_head(call_.inputs[1].row<typename Shape::Key>(row) + rows.kv_head * Shape::head_dim);
+      prefetch_head(call_.inputs[2].row<typename Shape::Value>(row) + rows.kv_head * Shape::head_dim);
     }
   }
   template <class T>
@@ -169,11 +183,16 @@ class Attention {
     return blocks;
   }
 
-  // While the keys of a chunk are multiplied, and while its rows are prepared, in so many steps.
-  void fetch_values(const Blocks& blocks, int64_t steps = 0) {
+  // Of a chunk, while its rows are prepared, in so many steps, and its keys multiplied.
+  void fetch_values(const Blocks& blocks, int64_t steps) {
     values_ahead_ = Fetch(blocks, Cache::values_at, Cache::head_bytes - Cache::values_at, steps + blocks.count * Cache::key_steps);
   }
-  // While `count` blocks of values before them are multiplied.
+  // The same where nobody asked for its keys: those of two blocks at once, the others with the values.
+  void fetch_both(const Blocks& blocks, int64_t steps) {
+    values_ahead_ = Fetch(blocks, 0, Cache::head_bytes, steps + blocks.count * Cache::key_steps);
+    values_ahead_.step(2 * Cache::key_steps);
+  }
+  // While `count` blocks of values before them are weighed and multiplied.
   void fetch_keys(const Blocks& blocks, int count, int rows) {
     keys_ahead_ = Fetch(blocks, 0, Cache::values_at, count * (Cache::value_steps + std::min(rows, tile_rows)));
   }

@@ -43,8 +43,7 @@ using ValueSums = QuadSums<rows, false>;
 template <class Shape>
 struct Int8Cache : Int8Layout<Shape> {
   using Base = Int8Layout<Shape>;
-  static constexpr int64_t step_bytes = 64 * ValueSums<1>::lines_a_step;
-  static constexpr int64_t key_steps = Base::keys_bytes / step_bytes, value_steps = Base::tiles * Base::tile_bytes / step_bytes;
+  static constexpr int64_t key_steps = 2 * steps_of<ValueSums<1>>(Base::side_bytes), value_steps = Base::tiles * steps_of<ValueSums<1>>(Base::tile_bytes);
 
   struct Queries {
     float rows[tile_rows][Base::columns];
@@ -55,10 +54,10 @@ struct Int8Cache : Int8Layout<Shape> {
   }
 
   static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
-    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& of_group) {
       for (int side = 0; side < 2; ++side) {
         QuadSums<count, true> sums;
-        sums.add(queries.rows[row], Base::columns, head + side * Base::side_bytes, Shape::head_dim / 4, fetch);
+        sums.add(queries.rows[row], Base::columns, head + side * Base::side_bytes, Shape::head_dim / 4, of_group);
         const f32x16 scale = load(Base::key_scales(head) + side * lanes);
         unrolled<count>([&](auto r) __attribute__((always_inline)) { store(scores_at(scores, side * lanes, row + r), sums.sums[r] * scale); });
       }
@@ -81,10 +80,10 @@ struct Int8Cache : Int8Layout<Shape> {
   static void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) {
     stream_values<Shape, Base::tile_bytes, 1, ValueSums>(
         rows, blocks, fetch,
-        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& of_group) __attribute__((always_inline)) {
           for (int slot = 0; slot < block_size; slot += lanes) {
             const float* weights = scores_at(probabilities, block * block_size + slot, row);
-            sums.add(weights, lanes, tile + slot * lanes, lanes / 4, fetch);
+            sums.add(weights, lanes, tile + slot * lanes, lanes / 4, of_group);
           }
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {

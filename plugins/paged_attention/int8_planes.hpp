@@ -55,8 +55,7 @@ class Int8Cache : public Int8Layout<Shape> {
 #if defined(__AMX_INT8__)
   static constexpr int64_t key_steps = 1, value_steps = (Base::tiles + 3) / 4;
 #else
-  static constexpr int64_t step_bytes = 64 * ValueSums<1>::lines_a_step;
-  static constexpr int64_t key_steps = Base::keys_bytes / step_bytes, value_steps = Base::tiles * Base::tile_bytes / step_bytes;
+  static constexpr int64_t key_steps = 2 * steps_of<ValueSums<1>>(Base::side_bytes), value_steps = Base::tiles * steps_of<ValueSums<1>>(Base::tile_bytes);
 #endif
 
   struct alignas(64) Queries {
@@ -120,7 +119,7 @@ class Int8Cache : public Int8Layout<Shape> {
   void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
     static_assert(Base::side_bytes + depth * lanes <= Base::head_bytes);  // what the last step may read behind the keys: queries are zero there
     tiles_.use(2 * rows);
-    if (rows <= 8) fetch.step();
+    fetch.step();
     for (int row = 0; row < rows; row += 16) {
       const int count = std::min(16, rows - row);
       if (count <= 8) multiply_keys<1>(queries.planes[row][0], head);
@@ -175,7 +174,7 @@ class Int8Cache : public Int8Layout<Shape> {
       };
       begin_sums();
       for (int b = 0; b < blocks.count; ++b) {
-        if (row_tiles == 1 && row == 0) fetch.step();
+        if (row == 0) fetch.step();
         const float* planes = scores_at(probabilities, b * block_size, 0);
         _tile_loadd(4, planes, plane_bytes);
         _tile_loadd(6, values(b, 0), 64);
@@ -223,10 +222,10 @@ class Int8Cache : public Int8Layout<Shape> {
 #else
 
   static void multiply_keys(const Queries& queries, int rows, const std::byte* head, Fetch& fetch, float* scores) {
-    each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
+    each_row_group(rows, fetch, [&](int row, auto count, Fetch& of_group) {
       for (int side = 0; side < 2; ++side) {
         PlaneSums<count, true> sums(queries.starts + row);
-        sums.add(queries.planes[row][0], depth, head + side * Base::side_bytes, Shape::head_dim / 4, fetch);
+        sums.add(queries.planes[row][0], depth, head + side * Base::side_bytes, Shape::head_dim / 4, of_group);
         const f32x16 key_scale = load(Base::key_scales(head) + side * lanes);
         unrolled<count>([&](auto r) __attribute__((always_inline)) {
           store(scores_at(scores, side * lanes, row + r), sums.sum(r) * (f32x16::splat(queries.scales[row + r]) * key_scale));
@@ -238,9 +237,9 @@ class Int8Cache : public Int8Layout<Shape> {
   void multiply_values(const float* probabilities, int rows, const Blocks& blocks, Fetch& fetch, float* out) const {
     stream_values<Shape, Base::tile_bytes, 2, ValueSums>(
         rows, blocks, fetch,
-        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& fetch) __attribute__((always_inline)) {
+        [&](auto& sums, int row, int block, const std::byte* tile, Fetch& of_group) __attribute__((always_inline)) {
           const float* planes = scores_at(probabilities, block * block_size, row);
-          sums.add(reinterpret_cast<const std::byte*>(planes), plane_bytes, tile, block_size / 4, fetch);
+          sums.add(reinterpret_cast<const std::byte*>(planes), plane_bytes, tile, block_size / 4, of_group);
         },
         [&](int row, int column, const auto& sums, auto r) __attribute__((always_inline)) {
           store(out + (row + r) * Base::columns + column, sums.sum(r) * f32x16::splat(scales_[row + r]));

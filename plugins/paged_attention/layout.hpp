@@ -36,7 +36,8 @@ inline const float* scores_at(const float* scores, int position, int row) {
 //   weigh                           scores of a chunk -> probabilities as they are multiplied, and their sums
 //   multiply_values                 -> outputs of a chunk, float32
 //
-// Products and weigh() step on a `fetch` of what is read after them; weigh() does for each block and row.
+// Products and weigh() step on a `fetch` of what is read after them: products at least so often a block, with the first rows of a
+// tile, weigh() for each block and row.
 template <class Shape>
 struct Layout {
   using Cache = typename Shape::Cache;
@@ -64,12 +65,13 @@ struct Blocks {
 // Asks for keys or values of some blocks long before they are read: evenly over the steps of the work that comes before.
 //
 // A core keeps few lines under way at a time and a line may take long: asked for late, or in bursts, they hold up the work.
-// On AMX the first lines of each page are enough: they set the hardware's prefetchers off, which stop at the end of a page.
-class Fetch {
+// On AMX the first lines of every 4 KB are enough: they set the hardware's prefetchers off, which stop at the end of a page.
+template <void (*ask)(const void*)>
+class FetchBy {
  public:
-  Fetch() = default;
-  // `bytes` from `offset` on of each head, in so many steps; `blocks` stay where they are.
-  Fetch(const Blocks& blocks, int64_t offset, int64_t bytes, int64_t steps)
+  FetchBy() = default;
+  // `bytes`, whole lines, from `offset` on of each head, in so many steps or fewer; `blocks` stay where they are.
+  FetchBy(const Blocks& blocks, int64_t offset, int64_t bytes, int64_t steps)
       : blocks_(&blocks), offset_(offset), bytes_(bytes) {
     if (steps > 0) portion_ = static_cast<int>((blocks.count * lines_of(bytes) + steps - 1) / steps);
   }
@@ -77,7 +79,7 @@ class Fetch {
   [[gnu::always_inline]] void step(int count = 1) {
     for (int left = count * portion_; left > 0; --left) {
       if (line_ == end_ && !enter()) return;
-      prefetch_line_to_l2(line_);
+      ask(line_);
       line_ += 64;
       if (page_lines < 64 && (line_ - begin_) % 4096 == page_lines * 64) line_ = std::min(line_ + 4096 - page_lines * 64, end_);
     }
@@ -94,7 +96,7 @@ class Fetch {
   [[gnu::always_inline]] bool enter() {
     if (next_ == blocks_->count) return portion_ = 0, false;
     begin_ = line_ = blocks_->heads[next_++] + offset_;
-    end_ = line_ + bytes_ / 64 * 64;
+    end_ = line_ + bytes_;
     return true;
   }
 
@@ -103,6 +105,7 @@ class Fetch {
   int portion_ = 0, next_ = 0;
   const std::byte *begin_ = nullptr, *line_ = nullptr, *end_ = nullptr;
 };
+using Fetch = FetchBy<prefetch_line_to_l2>;
 
 // Softmax of a tile of query rows over some positions: out = sum of exp2(score - peak) * value, before the division.
 template <int columns>

@@ -16,6 +16,12 @@ inline constexpr int most_rows = 8, most_sums = 24;  // query rows multiplied at
 inline constexpr int most_rows = 4, most_sums = 4;
 #endif
 
+// How often Sums step on a fetch in so many bytes.
+template <class Sums>
+constexpr int64_t steps_of(int64_t bytes) {
+  return (bytes / 64 + Sums::lines_a_step - 1) / Sums::lines_a_step;
+}
+
 // Calls body with `most_rows` rows at a time, then with those left, as a constant; the first rows with `fetch`, the others with an
 // empty one.
 template <class Body>
@@ -32,7 +38,7 @@ void each_row_group(int rows, Fetch& fetch, Body body) {
 template <class Shape, int64_t tile_bytes, int vectors, template <int> class Sums, class Add, class Write>
 void stream_values(int rows, const Blocks& blocks, Fetch& fetch, Add add, Write write) {
   constexpr int tiles = Layout<Shape>::columns / lanes;
-  each_row_group(rows, fetch, [&](int row, auto count, Fetch& fetch) {
+  each_row_group(rows, fetch, [&](int row, auto count, Fetch& of_group) {
     constexpr int held = std::min<int>({tiles, 8, std::max(1, static_cast<int>(std::bit_floor(unsigned{most_sums} / (count * vectors))))});
     constexpr int parts = (tiles + held - 1) / held;
     for (int part = 0; part < parts; ++part) {
@@ -40,7 +46,7 @@ void stream_values(int rows, const Blocks& blocks, Fetch& fetch, Add add, Write 
       Sums<count> sums[held];
       for (int b = 0; b < blocks.count; ++b) {
         const std::byte* values = blocks.heads[b] + Shape::Cache::values_at + part * held * tile_bytes;
-        unrolled<held>([&](auto t) __attribute__((always_inline)) { add(sums[t], row, b, values + std::min<int>(t, last) * tile_bytes, fetch); });
+        unrolled<held>([&](auto t) __attribute__((always_inline)) { add(sums[t], row, b, values + std::min<int>(t, last) * tile_bytes, of_group); });
       }
       unrolled<held>([&](auto t) __attribute__((always_inline)) {
         const int column = (part * held + std::min<int>(t, last)) * lanes;

@@ -232,7 +232,7 @@ def unpack(packed, panels, inputs, layout):
 
 def test_packing_in_chunks(monkeypatch):
     gate, up = torch.randn(2, 100, 64)
-    for layout in (pack.Panels(fmt, "avx2") for fmt in FORMATS):
+    for layout in (pack.Panels(fmt, isa) for fmt in FORMATS for isa in CPU_ISAS):
         whole = layout.pack(gate, up)
         monkeypatch.setattr(pack, "CHUNK_ELEMENTS", 32 * 64)
         assert (layout.pack(gate, up) == whole).all()

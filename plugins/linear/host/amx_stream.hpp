@@ -11,6 +11,7 @@ namespace slipway::linear {
 template <class P, int passes>
 class StoredSteps {
  public:
+  static_assert(P::Weights::block_bytes == 2048);  // a block is a k step
   void enter(const Ahead<P>& ahead) { ahead_ = ahead; }
   const std::byte* tiles(int64_t step) const { return ahead_.panel + step * 2048; }
 
