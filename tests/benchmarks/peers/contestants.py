@@ -53,13 +53,15 @@ class Contestant:
         """What one sequence's decoding step has to read. Slipway's engines only."""
         return sum(group.bytes_moved(Work(1, context)) for group in group_steps(self.manifest))
 
+    def start_once(self, logs: Path) -> None:
+        with self.worker(logs) as worker:
+            worker.ask([[1] * 16], 1)
+
     def bring_files(self, logs: Path) -> None:
         """Into the page cache, for those that start from it. Slipway's by a start, as they come there in use: pages that are read and
         not mapped are small."""
         if self.is_ours:
-            with self.worker(logs) as worker:
-                worker.ask([[1] * 16], 1)
-            return
+            return self.start_once(logs)
         for path in filter(Path.is_file, self.model.rglob("*")):
             with path.open("rb") as file:
                 while file.read(1 << 24):
@@ -122,8 +124,7 @@ def _vllm(folder: Path, checkpoint: Path, python: Path, weights: str, kv_cache: 
 def _start_once(contestant: Contestant, logs: Path, mark: Path) -> None:
     """Fills the caches of what vLLM compiles when it first meets a model."""
     mark.parent.mkdir(exist_ok=True)
-    with contestant.worker(logs) as worker:
-        worker.ask([[1] * 16], 1)
+    contestant.start_once(logs)
     mark.touch()
 
 
