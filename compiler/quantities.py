@@ -16,6 +16,11 @@ def rate_text(count: float, unit: str) -> str:
     return _scaled(count, unit) + "/s"
 
 
+def tokens_text(tokens_per_s: float) -> str:
+    """9.41 tokens/s, 310 tokens/s, 11,300 tokens/s."""
+    return (f"{tokens_per_s:.3g}" if tokens_per_s < 999.5 else f"{tokens_per_s:,.0f}") + " tokens/s"
+
+
 def count_text(count: int) -> str:
     return f"{count:,}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from slipway.compiler.cache import StageRecord
 from slipway.compiler.machine import MachineLimits
-from slipway.compiler.quantities import bytes_text
+from slipway.compiler.quantities import bytes_text, tokens_text
 from slipway.compiler.verify import Accuracy
 
 
@@ -52,7 +52,7 @@ class BuildReport:
         lines.append(self._memory_line())
         if self.prediction:
             p = self.prediction
-            lines.append(f"at most {p.batch_1:.3g} tokens/s for one sequence, {p.batch_max:.3g} for {p.max_sequences}, by this machine's limits")
+            lines.append(f"at most {tokens_text(p.batch_1)} for one sequence, {tokens_text(p.batch_max)} for {p.max_sequences}, by this machine's limits")
         if self.accuracy:
             lines.append(self._accuracy_line())
         if self.unverified:

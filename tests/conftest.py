@@ -5,6 +5,7 @@ And the tiny random checkpoints of tests/tiny, each made once a session.
 
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden from what the tests saw")
+
+
+@pytest.fixture(autouse=True)
+def reports_go_with_the_test(tmp_path, monkeypatch):
+    """What is left behind on purpose, such as the traceback of a bug or the graph that a pass broke."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

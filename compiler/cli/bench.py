@@ -16,12 +16,12 @@ import click
 from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
-from slipway.compiler.quantities import rate_text, seconds_text
+from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 
 EPILOG = """
 Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
-reading the step's bytes (weights and KV cache) once would take, over the time it took. Tokens are random, greedy, and go on past
-the end-of-sequence token. Decoding counts from when the last prompt has been read.
+reading the step's bytes (weights and KV cache) once from memory would take, over the time it took: more than 100 % where they fit the
+caches. Tokens are random, greedy, and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read.
 
 \b
 Examples:
@@ -198,9 +198,9 @@ def _greedy(max_tokens: int):
 
 
 def as_text(result: Bench) -> str:
-    decoding = [[f"decode, {d.sequences} at once", f"{d.tokens_per_s:.4g} tokens/s", f"first token {seconds_text(d.ttft_s)}", f"{d.share:.0%}"] for d in result.decoding]
+    decoding = [[f"decode, {d.sequences} at once", tokens_text(d.tokens_per_s), f"first token {seconds_text(d.ttft_s)}", f"{d.share:.0%}"] for d in result.decoding]
     reading = [
-        [f"prompt of {p.tokens}", f"{p.tokens_per_s:.4g} tokens/s", f"first token {seconds_text(p.cold_s)}, {seconds_text(p.warm_s)} with its prefix cached", ""]
+        [f"prompt of {p.tokens}", tokens_text(p.tokens_per_s), f"first token {seconds_text(p.cold_s)}, {seconds_text(p.warm_s)} with its prefix cached", ""]
         for p in result.prefill
     ]
     limits = f"{rate_text(result.read_bytes_per_s, 'B')} read, {rate_text(result.flops_per_s, 'FLOP')}"

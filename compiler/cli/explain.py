@@ -9,7 +9,7 @@ import click
 from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
-from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text
+from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text, tokens_text
 
 EPILOG = """
 ALLOWED is the time of a step's bytes at the bandwidth of the machine's memory, or that of its operations at the rate
@@ -77,15 +77,15 @@ def as_text(lines: list[Line], work: Work, limits) -> str:
     header = ["STEP", "OP", "TIMES", "BYTES", "WORK", "ALLOWED"] + ["TOOK", "REACHED"] * (total.took_s is not None)
     machine = f"{rate_text(limits.read_bytes_per_s, 'B')} and {rate_text(limits.flops_per_s, 'FLOP')} with {limits.threads} threads"
     parts = [
-        f"One step of {work.sequences} decoding sequences with {work.context} cached tokens each; this machine: {machine}",
+        f"A decoding step of {work.sequences} {'sequence' if work.sequences == 1 else 'sequences'} with {work.context} cached tokens each; this machine: {machine}",
         table(header, [line.cells for line in (*lines, total)], right=range(2, len(header))),
-        f"{work.sequences / total.allowed_s:.4g} tokens/s with every byte read from memory" + reached(work, total),
+        f"{tokens_text(work.sequences / total.allowed_s)} with every byte read from memory" + reached(work, total),
     ]
     return "\n\n".join(parts + segments_text(lines))
 
 
 def reached(work: Work, total: Line) -> str:
-    return f"; the steps measured allow {work.sequences / total.took_s:.4g}" if total.took_s else ""
+    return f"; the steps measured allow {tokens_text(work.sequences / total.took_s)}" if total.took_s else ""
 
 
 def segments_text(lines: list[Line]) -> list[str]:

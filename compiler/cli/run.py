@@ -11,7 +11,7 @@ import click
 from slipway.compiler.cli.options import Loading, json_option, loading_options, sampling_options
 from slipway.compiler.cli.tables import print_json
 from slipway.compiler.errors import UserError
-from slipway.compiler.quantities import seconds_text
+from slipway.compiler.quantities import seconds_text, tokens_text
 from slipway.runtime.grammar import Grammar
 
 EPILOG = """\b
@@ -94,7 +94,7 @@ def complete(engine, prompt: str, sampling: dict, echo: bool):
 def speed(num_tokens: int, first_s: float, total_s: float) -> str:
     """64 tokens; the first after 12 ms, then 310 tokens/s"""
     words = f"{num_tokens} tokens; the first after {seconds_text(first_s)}"
-    return words + (f", then {(num_tokens - 1) / (total_s - first_s):.3g} tokens/s" if num_tokens > 1 and total_s > first_s else "")
+    return words + (f", then {tokens_text((num_tokens - 1) / (total_s - first_s))}" if num_tokens > 1 and total_s > first_s else "")
 
 
 def completion_json(completion) -> dict:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 from slipway.compiler.progress import PlainProgress, Progress, Stage, TerminalProgress, for_stream
-from slipway.compiler.quantities import bytes_text, seconds_text
+from slipway.compiler.quantities import bytes_text, seconds_text, tokens_text
 
 
 class Clock:
@@ -95,3 +95,8 @@ def test_seconds(seconds, text):
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1190, "1.19 kB"), (999_999, "1 MB"), (2.5e12, "2.5 TB")])
 def test_bytes(count, text):
     assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize("rate, text", [(9.4111, "9.41 tokens/s"), (310.2, "310 tokens/s"), (999.4, "999 tokens/s"), (11304.0, "11,304 tokens/s")])
+def test_tokens(rate, text):
+    assert tokens_text(rate) == text
