@@ -21,10 +21,12 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden from what the tests saw")
 
 
-@pytest.fixture(autouse=True)
-def reports_go_with_the_test(tmp_path, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def reports_go_with_the_tests(tmp_path_factory):
     """What is left behind on purpose, such as the traceback of a bug or the graph that a pass broke."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("reports")))
+        yield
 
 
 @pytest.fixture
