@@ -51,6 +51,11 @@ def test_decoding_counts_from_the_last_first_token():
     assert measure.decode_rate([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]) == pytest.approx(3 / 2)
 
 
+def test_a_rate_is_compared_with_reading_around_it():
+    shares = [9 * 2 / 20, 8 * 2 / 40, 12 * 2 / 30]
+    assert measure.read_share(2, [9.0, 8.0, 12.0], [10.0, 30.0, 50.0, 10.0]) == pytest.approx(sorted(shares)[1])
+
+
 def test_medians_are_of_each_figure():
     turns = [Figures({1: rate}, cold, 0.1, 1.0, 0.5) for rate, cold in ((1.0, 0.3), (3.0, 0.1), (2.0, 0.2))]
     assert measure.median(turns) == Figures({1: 2.0}, 0.2, 0.1, 1.0, 0.5)

@@ -5,6 +5,7 @@ The work: prompts of 128 random tokens and 128 new ones; prompts of 1,024 read a
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -21,7 +22,7 @@ AT_ONCE = (1, 8, 32)
 PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
-PROMPTS = 3  # read alone; the median counts
+REPEATS = 3  # of what is alone, in a turn; the median counts
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Figures:
 
 
 def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tuple[Figures, MachineLimits]:
-    """One turn, and the machine's limits: the higher ones of just before and just after what is compared with them, decoding one
-    sequence. seed: all contestants of a round have the same prompts."""
+    """One turn, and the machine's limits meanwhile. seed: all contestants of a round have the same prompts."""
     contestant.bring_files(logs)
     started = time.perf_counter()
     with contestant.worker(logs) as worker:
@@ -55,14 +55,23 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         start_s = time.perf_counter() - started
         time.sleep(REST_S)
         warm_up(worker, prompts)
-        before = measure_limits(threads)
-        decode = {1: decode_rate(worker.ask(prompts.draw(1, PROMPT), NEW))}
-        limits = max(before, measure_limits(threads), key=lambda limits: limits.read_bytes_per_s)
-        decode |= {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE[1:]}
-        firsts = [read_alone(worker, prompts) for _ in range(PROMPTS)]
-        cold_s, shared_s = (statistics.median(times) for times in zip(*firsts))
-    share = contestant.bytes_of_step(PROMPT + NEW // 2) * decode[1] / limits.read_bytes_per_s if contestant.is_ours else None
-    return Figures(decode, cold_s, shared_s, start_s, share), limits
+        alone, limits = [], [measure_limits(threads)]
+        for _ in range(REPEATS):
+            alone.append(decode_rate(worker.ask(prompts.draw(1, PROMPT), NEW)))
+            limits.append(measure_limits(threads))
+        at_once = {count: decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for count in AT_ONCE[1:]}
+        firsts = [read_alone(worker, prompts) for _ in range(REPEATS)]
+    cold_s, shared_s = (statistics.median(times) for times in zip(*firsts))
+    reads = [one.read_bytes_per_s for one in limits]
+    share = read_share(contestant.bytes_of_step(PROMPT + NEW // 2), alone, reads) if contestant.is_ours else None
+    figures = Figures({1: statistics.median(alone)} | at_once, cold_s, shared_s, start_s, share)
+    return figures, MachineLimits(threads, statistics.median(reads), statistics.median(one.flops_per_s for one in limits))
+
+
+def read_share(bytes_of_step: int, rates: list[float], reads: list[float]) -> float:
+    """The median share of the reading rate. rates: steps a second; reads: bytes a second just before each of them, and after the last.
+    A shared machine's memory changes its speed within seconds: each rate is compared with the mean of its two neighbours."""
+    return statistics.median(rate * bytes_of_step / statistics.mean(around) for rate, around in zip(rates, itertools.pairwise(reads)))
 
 
 def read_alone(worker: Worker, prompts: Prompts) -> tuple[float, float]:
