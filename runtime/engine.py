@@ -193,9 +193,9 @@ class Engine:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            if not _are_ids(prompt):
+            if not _are_ids(prompt) or not all(map(sampling.is_integer, prompt)):
                 raise RequestError("prompt", f"{prompt!r:.40}", "text or a list of token ids")
-            return [int(token) for token in prompt]
+            return list(prompt)
         if self.tokenizer is None:
             raise RequestError("prompt", "text", "token ids: the engine has no tokenizer")
         if not sampling.is_unicode(prompt):
@@ -247,6 +247,7 @@ class Engine:
 
 
 def _are_ids(prompt: object) -> bool:
+    """Judged by the first: not a list of prompts."""
     return isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
 
 

@@ -20,7 +20,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     """Raises EngineError for the first thing that cannot be so."""
     for name in manifest.files:
         _check_name(name, f"{where}.files")
-    for section in ("cpu", "precision"):
+    for section in ("cpu", "precision", "limits"):
         if not isinstance(manifest.recipe.get(section, {}), dict):
             raise EngineError(f"{where}.recipe.{section}", f"found {type(manifest.recipe[section]).__name__}", "a mapping")
     _check_counts(manifest, where)

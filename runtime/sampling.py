@@ -72,7 +72,7 @@ class SamplingParams:
 
 
 INT32 = 1 << 31
-MAX_STOPS, MAX_STOP_LENGTH, MAX_BAD_WORDS = 64, 1024, 1024  # each is looked for at every token
+MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS, MAX_BAD_WORDS = 64, 1024, 1024, 1024  # each is looked for at every token
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 RECOMMENDABLE = (*NEUTRAL, "max_tokens")
@@ -103,10 +103,12 @@ NUMBERS = {
 }
 
 
+def is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is(kind: type, value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) if kind is int else isinstance(value, (int, float)) and math.isfinite(value)
+    return is_integer(value) or kind is float and isinstance(value, float) and math.isfinite(value)
 
 
 def _accepts(fits: Callable, value: object) -> bool:
@@ -130,24 +132,28 @@ def _word(value: object) -> bool:
 
 
 def _bad_word(value: object) -> bool:
-    return _word(value) or _ids(value) and len(value) > 0
+    return _word(value) or _ids(value) and 0 < len(value) <= MAX_STOP_LENGTH
+
+
+def _id(value: object) -> bool:
+    return is_integer(value) and 0 <= value < INT32
 
 
 def _ids(value: object) -> bool:
-    return not isinstance(value, str) and all(_is(int, token) and 0 <= token < INT32 for token in value)
+    return not isinstance(value, str) and all(map(_id, value))
 
 
 COLLECTIONS = {
     "logit_bias": (
-        lambda value: all(_is(int, token) and 0 <= token < INT32 and _is(float, bias) for token, bias in value.items())
+        lambda value: all(_id(token) and _is(float, bias) for token, bias in value.items())
         if isinstance(value, Mapping) else False,
         "a mapping of token id to number",
     ),
     "bad_words": (lambda value: not isinstance(value, str) and len(value) <= MAX_BAD_WORDS and all(map(_bad_word, value)),
-                  f"up to {MAX_BAD_WORDS} non-empty strings of up to {MAX_STOP_LENGTH} characters, or lists of token ids"),
+                  f"up to {MAX_BAD_WORDS} non-empty strings of up to {MAX_STOP_LENGTH} characters, or lists of as many token ids"),
     "stop": (lambda value: len(value) <= MAX_STOPS and all(map(_word, value)),
              f"a non-empty string of up to {MAX_STOP_LENGTH} characters, or up to {MAX_STOPS} of them"),
-    "stop_token_ids": (_ids, "a list of token ids"),
+    "stop_token_ids": (lambda value: len(value) <= MAX_STOP_IDS and _ids(value), f"a list of up to {MAX_STOP_IDS} token ids"),
 }  # fmt: skip
 
 

@@ -75,17 +75,15 @@ class Attention {
       const Rows& tile = items.item();
       const int done = static_cast<int>(ticket - items.first_ticket());
       const int chunk_index = tile.first_chunk + done, later = chunk_index + call_.size;
+      const bool is_new = std::exchange(prepared, items.number()) != items.number();
+      if (is_new) expect_queries(tile);
       blocks = blocks_of(tile, chunk_index);
       next = later < tile.end_chunk ? blocks_of(tile, later) : Blocks();
-      const bool is_new = std::exchange(prepared, items.number()) != items.number();
       const int steps = is_new ? tile.count * head_steps : 0;
       if (std::exchange(expected, later < tile.end_chunk ? ticket + call_.size : -1) == ticket) fetch_values(blocks, steps);
       else fetch_both(blocks, steps);
       fetch_keys(next, blocks.count, tile.count);
-      if (is_new) {
-        expect(tile);
-        prepare_queries(tile);
-      }
+      if (is_new) prepare_queries(tile);
       attend(tile, chunk_index, blocks, local_.queries[0], local_.parts[0]);
       Slot& slot = slots_of(call_)[items.number()];
       for (Backoff backoff; slot.merged.load(std::memory_order_acquire) != done;) backoff();
@@ -136,10 +134,13 @@ class Attention {
     return {std::max(begin - origin, 0), std::min(position + 1 - origin, chunk)};
   }
 
-  // Asks for what another core has just written: the step's queries, of many rows the first, and keys and values where the item
-  // writes them.
-  void expect(const Rows& rows) const {
+  // Asks for what another core has just written: the step's queries, of many rows the first; keys and values where the item writes
+  // them.
+  void expect_queries(const Rows& rows) const {
     for (int r = 0; r < std::min(rows.count, few_rows); ++r) prefetch_head(query(rows, r));
+  }
+  void expect(const Rows& rows) const {
+    expect_queries(rows);
     if (!writes_itself<Shape>(batch_, rows.seq)) return;
     for (int row = batch_.cu_seqlens[rows.seq]; row < batch_.cu_seqlens[rows.seq + 1]; ++row) {
       prefetch_head(call_.inputs[1].row<typename Shape::Key>(row) + rows.kv_head * Shape::head_dim);
@@ -187,7 +188,7 @@ class Attention {
   void fetch_values(const Blocks& blocks, int64_t steps) {
     values_ahead_ = Fetch(blocks, Cache::values_at, Cache::head_bytes - Cache::values_at, steps + blocks.count * Cache::key_steps);
   }
-  // The same where nobody asked for its keys: those of two blocks at once, the others with the values.
+  // The same where nobody asked for its keys: whole heads, two blocks' share of them at once.
   void fetch_both(const Blocks& blocks, int64_t steps) {
     values_ahead_ = Fetch(blocks, 0, Cache::head_bytes, steps + blocks.count * Cache::key_steps);
     values_ahead_.step(2 * Cache::key_steps);

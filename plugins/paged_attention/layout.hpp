@@ -65,7 +65,8 @@ struct Blocks {
 // Asks for keys or values of some blocks long before they are read: evenly over the steps of the work that comes before.
 //
 // A core keeps few lines under way at a time and a line may take long: asked for late, or in bursts, they hold up the work.
-// On AMX the first lines of every 4 KB are enough: they set the hardware's prefetchers off, which stop at the end of a page.
+// On AMX the first lines, there and in every page of 4 KB, are enough: they set the hardware's prefetchers off, which stop at the
+// end of a page.
 template <void (*ask)(const void*)>
 class FetchBy {
  public:
@@ -73,7 +74,9 @@ class FetchBy {
   // `bytes`, whole lines, from `offset` on of each head, in so many steps or fewer; `blocks` stay where they are.
   FetchBy(const Blocks& blocks, int64_t offset, int64_t bytes, int64_t steps)
       : blocks_(&blocks), offset_(offset), bytes_(bytes) {
-    if (steps > 0) portion_ = static_cast<int>((blocks.count * lines_of(bytes) + steps - 1) / steps);
+    int64_t lines = 0;
+    for (int i = 0; i < blocks.count; ++i) lines += lines_of(blocks.heads[i] + offset, bytes);
+    if (steps > 0) portion_ = static_cast<int>((lines + steps - 1) / steps);
   }
 
   [[gnu::always_inline]] void step(int count = 1) {
@@ -81,7 +84,9 @@ class FetchBy {
       if (line_ == end_ && !enter()) return;
       ask(line_);
       line_ += 64;
-      if (page_lines < 64 && (line_ - begin_) % 4096 == page_lines * 64) line_ = std::min(line_ + 4096 - page_lines * 64, end_);
+      if (page_lines == 64) continue;
+      if (in_page(line_) == 0) first_ = line_;
+      else if (line_ - first_ == page_lines * 64) first_ = line_ = std::min(line_ + 4096 - in_page(line_), end_);
     }
   }
 
@@ -91,11 +96,15 @@ class FetchBy {
 #else
   static constexpr int64_t page_lines = 64;
 #endif
-  static int64_t lines_of(int64_t bytes) { return bytes / 4096 * page_lines + std::min(bytes % 4096 / 64, page_lines); }
+  static int64_t in_page(const std::byte* at) { return reinterpret_cast<uintptr_t>(at) % 4096; }
+  static int64_t lines_of(const std::byte* begin, int64_t bytes) {
+    const int64_t head = page_lines == 64 ? 0 : std::min(4096 - in_page(begin), bytes), rest = bytes - head;
+    return std::min(head / 64, page_lines) + rest / 4096 * page_lines + std::min(rest % 4096 / 64, page_lines);
+  }
 
   [[gnu::always_inline]] bool enter() {
     if (next_ == blocks_->count) return portion_ = 0, false;
-    begin_ = line_ = blocks_->heads[next_++] + offset_;
+    first_ = line_ = blocks_->heads[next_++] + offset_;
     end_ = line_ + bytes_;
     return true;
   }
@@ -103,7 +112,7 @@ class FetchBy {
   const Blocks* blocks_ = nullptr;
   int64_t offset_ = 0, bytes_ = 0;
   int portion_ = 0, next_ = 0;
-  const std::byte *begin_ = nullptr, *line_ = nullptr, *end_ = nullptr;
+  const std::byte *first_ = nullptr, *line_ = nullptr, *end_ = nullptr;  // first_: of the lines that go together
 };
 using Fetch = FetchBy<prefetch_line_to_l2>;
 

@@ -43,6 +43,11 @@ struct Leases {
     kv.release(leases.at(lease));
     leases.erase(lease);
   }
+  int32_t spare_after(const Tokens& tokens, uint64_t salt, const std::vector<int32_t>& released) const {
+    KvCache::Prospect prospect(kv, tokens, salt);
+    for (const int32_t lease : released) prospect.release(leases.at(lease));
+    return prospect.spare();
+  }
   void check_integrity() const {
     std::vector<const KvLease*> held;
     for (const auto& [number, lease] : leases) held.push_back(&lease);
@@ -190,7 +195,7 @@ void bind_kv_cache(nb::module_& core) {
       .def("release", &Leases::release)
       .def("blocks", [](Leases& self, int32_t lease) { return self.leases.at(lease).blocks; })
       .def("num_published", [](Leases& self, int32_t lease) { return self.leases.at(lease).num_published; })
-      .def("releasable", [](Leases& self, int32_t lease) { return self.kv.num_releasable(self.leases.at(lease)); })
+      .def("spare_after", &Leases::spare_after, "tokens"_a, "salt"_a, "released"_a, "Blocks that acquire() would leave available if leases were released.")
       .def_prop_ro("counts", [](Leases& self) { return nb::make_tuple(self.kv.num_free(), self.kv.num_cached(), self.kv.num_owned()); },
                    "Blocks that are free, cached, owned.")
       .def("check_integrity", &Leases::check_integrity);
@@ -237,7 +242,6 @@ void bind_scheduler(nb::module_& core) {
       .def("add", &TestScheduler::add, "id"_a, "prompt"_a, "params"_a, "now"_a, "priority"_a = 0, "deadline"_a.none() = nb::none(),
            "salt"_a = 0, "grammar"_a.none() = nb::none(), "Why the request was refused, or None.")
       .def("cancel", [](TestScheduler& self, uint64_t id, double now) { self.scheduler.cancel(id, now); })
-      .def("cancel_all", [](TestScheduler& self, double now) { self.scheduler.cancel_all(now); })
       .def("next", [](TestScheduler& self, double now) { return step_or_none(self.scheduler.next(now)); })
       .def("commit", [](TestScheduler& self, std::vector<Sampled> sampled, double now) { return self.scheduler.commit(std::move(sampled), now); })
       .def("fail", [](TestScheduler& self, const std::string& message, double now) { return self.scheduler.fail(message, now); })

@@ -1,7 +1,7 @@
 // Replays a plan: a ragged batch of tokens in, rows of logits out.
 //
 // Everything a kernel is called with is resolved at load. A step of the engine allocates nothing, looks nothing up and
-// takes no lock; the team meets at its barrier after each step of the plan.
+// takes no lock, ONNX segments apart; the team meets at its barrier after each step of the plan.
 #pragma once
 #include <functional>
 #include <memory>

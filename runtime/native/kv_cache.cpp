@@ -34,9 +34,23 @@ std::vector<int32_t> KvCache::match(std::span<const int32_t> tokens, uint64_t sa
 }
 
 int32_t KvCache::cost(std::span<const int32_t> tokens, uint64_t salt) const {
-  const std::vector<int32_t> cached = match(tokens, salt);
-  const auto in_use = std::ranges::count_if(cached, [this](int32_t block) { return pool_.references(block) > 0; });
-  return blocks_for(static_cast<int64_t>(tokens.size())) - static_cast<int32_t>(in_use);
+  return cost(std::ssize(tokens), match(tokens, salt));
+}
+
+int32_t KvCache::cost(int64_t num_tokens, std::span<const int32_t> prefix) const {
+  const auto in_use = std::ranges::count_if(prefix, [this](int32_t block) { return pool_.references(block) > 0; });
+  return blocks_for(num_tokens) - static_cast<int32_t>(in_use);
+}
+
+KvCache::Prospect::Prospect(const KvCache& cache, std::span<const int32_t> tokens, uint64_t salt)
+    : cache_(cache), prefix_(cache.match(tokens, salt)), spare_(cache.num_available() - cache.cost(std::ssize(tokens), prefix_)) {}
+
+void KvCache::Prospect::release(const KvLease& lease) {
+  for (size_t i = 0; i < lease.blocks.size(); ++i) {
+    const int32_t block = lease.blocks[i];
+    const bool is_last = ++released_[block] == cache_.pool_.references(block);
+    if (is_last && !(i < prefix_.size() && prefix_[i] == block)) ++spare_;
+  }
 }
 
 int32_t KvCache::acquire(KvLease& lease, std::span<const int32_t> tokens, uint64_t salt) {
@@ -117,10 +131,6 @@ void KvCache::let_go(int32_t block) {
     radix_.set_referenced(block, false);
   else
     pool_.give_back(block);
-}
-
-int32_t KvCache::num_releasable(const KvLease& lease) const {
-  return static_cast<int32_t>(std::ranges::count_if(lease.blocks, [this](int32_t block) { return pool_.references(block) == 1; }));
 }
 
 void KvCache::check_integrity(std::span<const KvLease* const> leases) const {

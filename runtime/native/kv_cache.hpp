@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "block_pool.hpp"
@@ -50,8 +51,21 @@ class KvCache {
   // that one and its own becomes free: only between steps.
   void publish(KvLease& lease, std::span<const int32_t> tokens, int64_t num_computed);
   void release(KvLease& lease);
-  // Blocks that releasing this lease alone would make available.
-  int32_t num_releasable(const KvLease& lease) const;
+
+  // How much room a sequence would have if leases were released: they stay as they are.
+  class Prospect {
+   public:
+    Prospect(const KvCache& cache, std::span<const int32_t> tokens, uint64_t salt);
+    void release(const KvLease& lease);
+    // num_available() less cost(): a block of the sequence's own prefix adds to neither when the last lease lets go of it.
+    int32_t spare() const { return spare_; }
+
+   private:
+    const KvCache& cache_;
+    const std::vector<int32_t> prefix_;
+    std::unordered_map<int32_t, int32_t> released_;  // references, by block
+    int32_t spare_;
+  };
 
   // Throws std::logic_error if a block is lost, in two places, or has other references than `leases` hold.
   void check_integrity(std::span<const KvLease* const> leases) const;
@@ -59,6 +73,7 @@ class KvCache {
  private:
   int32_t take();
   std::vector<int32_t> match(std::span<const int32_t> tokens, uint64_t salt) const;
+  int32_t cost(int64_t num_tokens, std::span<const int32_t> prefix) const;
   void swap_next(KvLease& lease, int32_t theirs);
   void let_go(int32_t block);
 

@@ -62,13 +62,6 @@ void Scheduler::cancel(uint64_t request_id, double now_s) {
   for (Sequence* sequence : found->second->unfinished()) end(*sequence, FinishReason::cancelled, now_s);
 }
 
-void Scheduler::cancel_all(double now_s) {
-  std::vector<uint64_t> ids;
-  for (const auto& [id, group] : requests_) ids.push_back(id);
-  std::ranges::sort(ids);
-  for (const uint64_t id : ids) cancel(id, now_s);
-}
-
 std::vector<Event> Scheduler::take_events() { return std::exchange(events_, {}); }
 
 SchedulerStats Scheduler::stats() const {

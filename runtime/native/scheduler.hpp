@@ -70,7 +70,6 @@ class Scheduler {
 
   std::optional<Refusal> add(Request request, double now_s);
   void cancel(uint64_t request_id, double now_s);   // unknown or finished ids are ignored
-  void cancel_all(double now_s);
 
   // The next step, or null if there is nothing to compute. There may be events all the same: take_events(). Its constrained
   // slots must be given their masks before they are sampled.

@@ -108,17 +108,16 @@ bool Scheduler::fits(const Sequence& waiting) const {
   return kv_.blocks_for(waiting.num_known()) <= spare || kv_.cost(waiting.tokens, waiting.group->request.salt) <= spare;
 }
 
-// Preempts sequences that rank behind `waiting`, last first, if enough of them exist.
+// Preempts sequences that rank behind `waiting`, last first, if that makes it fit.
 bool Scheduler::make_room(const Sequence& waiting) {
   if (running_.empty() || !ByRank()(&waiting, *running_.rbegin())) return false;
-  const int32_t cost = kv_.cost(waiting.tokens, waiting.group->request.salt);
-  int32_t available = kv_.num_available();
+  KvCache::Prospect prospect(kv_, waiting.tokens, waiting.group->request.salt);
   auto left = static_cast<int32_t>(running_.size());
   for (auto victim = running_.rbegin(); victim != running_.rend() && ByRank()(&waiting, *victim); ++victim) {
-    available += kv_.num_releasable((*victim)->lease);
-    if (--left < config_.max_sequences && cost + left <= available) {
+    prospect.release((*victim)->lease);
+    if (--left < config_.max_sequences && left <= prospect.spare()) {
       while (running_.size() > static_cast<size_t>(left)) preempt(**running_.rbegin());
-      return fits(waiting);
+      return true;
     }
   }
   return false;

@@ -12,7 +12,8 @@ namespace slipway {
 
 namespace {
 
-// A name in the system's table of abstract sockets: one holder at a time, whatever its process, and none once it has ended.
+// A name in the network namespace's table of abstract sockets: one holder at a time, whatever its process, and none once it has
+// ended. Containers have a namespace each.
 // -> a descriptor; -1 if another holds the name, or no names are to be had
 int claim(const std::string& name) {
   sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
@@ -29,7 +30,7 @@ int claim(const std::string& name) {
 
 // Two spinning threads on one core take turns while another core idles, and the kernel is slow to see it: a team that has
 // all cores to itself takes one each. A smaller team leaves the choice to the kernel, for others may be there; and so does
-// every team but the first on a machine, for two threads bound to one core could not get out of each other's way.
+// every team but the first that is seen, for two threads bound to one core could not get out of each other's way.
 OwnCore::OwnCore(int32_t rank, int32_t size) {
   cpu_set_t usable;
   if (sched_getaffinity(getpid(), sizeof usable, &usable) != 0 || CPU_COUNT(&usable) != size) return;

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.sampling import SamplingParams
 
 Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, np.ndarray]
@@ -16,10 +17,10 @@ Outputs = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Call:
-    """One prompt for the engine. params: of SamplingParams; options: of Engine.submit."""
+    """One prompt for the engine. options: of Engine.submit."""
 
     prompt: str | list[int]
-    params: dict
+    params: SamplingParams
     options: dict = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from slipway.runtime.engine import Engine, SamplingParams
+from slipway.runtime.engine import Engine
 from slipway.runtime.errors import EngineError, RequestError
 from slipway.runtime.triton import wire
 from slipway.runtime.triton.attendant import Attendant
@@ -97,7 +97,7 @@ class TritonPythonModel:
         job = Job(self._read(inputs, request.parameters()), sender, request.request_id())
         try:
             for call in job.exchange.calls:
-                job.requests.append(self.engine.submit(call.prompt, SamplingParams(**call.params), **call.options))
+                job.requests.append(self.engine.submit(call.prompt, call.params, **call.options))
         except Exception:
             job.cancel()
             raise

@@ -23,7 +23,7 @@ class Job:
         self.exchange, self.sender, self.request_id = exchange, sender, request_id
         self.requests: list = []  # of the engine, one a call
         self.parts: dict[tuple[int, int], Part] = {}
-        self.num_running = sum(call.params.get("n", 1) for call in exchange.calls)
+        self.num_running = sum(call.params.n for call in exchange.calls)
         self.error: Exception | None = None
         self.closed = False  # the last response is sent, or about to be
         self.lock = threading.Lock()  # over `closed`: a closed sender must not be asked anything

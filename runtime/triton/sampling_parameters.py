@@ -16,9 +16,10 @@ DEFAULTS = {"max_tokens": 16}  # vLLM's, where it is not the engine's
 def number(kind: type) -> Callable[[str, Any], Any]:
     def read(name: str, value: Any) -> Any:
         try:
-            if isinstance(value, bool) or kind(value) != float(value):
+            found = kind(value)
+            if isinstance(value, bool) or isinstance(value, float) and found != value:
                 raise ValueError
-            return kind(value)
+            return found
         except (TypeError, ValueError, OverflowError):
             raise RequestError(name, repr(value), "an integer" if kind is int else "a number") from None
 
@@ -130,7 +131,7 @@ def read(text: str) -> tuple[dict, dict]:
     """A JSON object of vLLM's names -> (keywords of SamplingParams, keywords of Engine.submit). null means unsaid."""
     try:
         values = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError("sampling_parameters", f"not JSON: {error}") from None
     if not isinstance(values, dict):
         raise RequestError("sampling_parameters", repr(values), "a JSON object")

@@ -14,6 +14,7 @@ import numpy as np
 
 from slipway.runtime.errors import RequestError
 from slipway.runtime.grammar import Grammar
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.triton.exchange import Call, Inputs, Outputs, Part, read_text, text_tensor
 
 SYNONYMS = {
@@ -48,7 +49,7 @@ class TensorrtLlmExchange:
         self.rows = [Row(row, tokenizer) for row in rows]
         self.calls = [row.call for row in self.rows]
         self.stream = bool(rows[0].get("stream", [False])[0])
-        sequences = {row.call.params["n"] for row in self.rows}
+        sequences = {row.call.params.n for row in self.rows}
         if len(sequences) > 1 and not self.stream:
             raise RequestError("num_return_sequences", f"{sorted(sequences)} in one batch", "the same in every row, without stream")
 
@@ -56,7 +57,7 @@ class TensorrtLlmExchange:
         if self.stream:
             return [self._outputs([[part]]) | self._place(part) for part in parts]
         found = {(part.call, part.index): part for part in parts}
-        return [self._outputs([[found[call, index] for index in range(row.call.params["n"])] for call, row in enumerate(self.rows)])]
+        return [self._outputs([[found[call, index] for index in range(row.call.params.n)] for call, row in enumerate(self.rows)])]
 
     def _outputs(self, grid: list[list[Part]]) -> Outputs:
         """grid: [rows][sequences]"""
@@ -79,7 +80,7 @@ class TensorrtLlmExchange:
 
     def _place(self, part: Part) -> Outputs:
         """Whose tokens a response of a stream carries, where there are several."""
-        place = {"batch_index": (part.call, len(self.rows)), "sequence_index": (part.index, self.calls[part.call].params["n"])}
+        place = {"batch_index": (part.call, len(self.rows)), "sequence_index": (part.index, self.calls[part.call].params.n)}
         return {name: np.array([[index]], np.int32) for name, (index, count) in place.items() if count > 1}
 
     def _wants(self, name: str) -> bool:
@@ -116,7 +117,8 @@ class Row:
         if "max_tokens" not in row:
             raise RequestError("max_tokens", "not given", "how many tokens to generate (request_output_len for ids)")
         self.prompt = self._prompt()
-        self.call = Call(self.prompt, self._plain() | self._shape() | self._end(tokenizer) | self._words(tokenizer) | self._guide())
+        stated = self._plain() | self._shape() | self._end(tokenizer) | self._words(tokenizer) | self._guide()
+        self.call = Call(self.prompt, SamplingParams(**stated))
 
     def wants(self, name: str) -> bool:
         return name in self.row and bool(self.row[name][0])
@@ -218,4 +220,7 @@ def read_word_list(name: str, row: dict[str, np.ndarray]) -> list[list[int]]:
     spans = list(itertools.pairwise([0, *(end for end in ends if end >= 0)]))
     if any(not start < end <= len(ids) for start, end in spans):
         raise RequestError(name, f"word ends {ends}", f"rising, from 1 to at most {len(ids)}, then -1")
-    return [ids[start:end] for start, end in spans]
+    words = [ids[start:end] for start, end in spans]
+    if any(token < 0 for word in words for token in word):
+        raise RequestError(name, f"token ids {ids}", "at least 0 within a word")
+    return words

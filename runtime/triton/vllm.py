@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.triton import sampling_parameters
 from slipway.runtime.triton.exchange import Call, Inputs, Outputs, Part, read_text, text_tensor
 
@@ -23,13 +24,14 @@ class VllmExchange:
         self.stream = self._flag("stream")
         prompt = read_text("text_input", inputs["text_input"].flat[0])
         self.prefix = prompt if self._repeats_prompt() else ""
-        stated = inputs.get("sampling_parameters")
-        text = parameters if stated is None else read_text("sampling_parameters", stated.flat[0])
-        params, options = sampling_parameters.read(text)
+        given = inputs.get("sampling_parameters")
+        text = parameters if given is None else read_text("sampling_parameters", given.flat[0])
+        stated, options = sampling_parameters.read(text)
         if self._flag("return_logprobs") or self._flag("return_cumulative_logprob"):
-            params.setdefault("logprobs", 0)
+            stated.setdefault("logprobs", 0)
+        params = SamplingParams(**stated)
         self.calls = [Call(prompt, params, options)]
-        self.parts = [Part(0, index) for index in range(params.get("n", 1))]
+        self.parts = [Part(0, index) for index in range(params.n)]
 
     def responses(self, parts: list[Part]) -> list[Outputs]:
         news = {part.index: part for part in parts}

@@ -76,7 +76,7 @@ class Fuzz {
     for (int32_t turn = random_.in(5, 60); turn > 0; --turn) {
       if (random_.once_in(2)) add();
       if (random_.once_in(8)) cancel();
-      if (random_.once_in(100)) scheduler_.cancel_all(now_);
+      for (uint64_t id = 0, end = random_.once_in(100) ? num_requests_ : 0; id < end; ++id) scheduler_.cancel(id, now_);
       step();
     }
     for (int32_t left = 3000; step(); --left) require(left > 0, "no end in sight");

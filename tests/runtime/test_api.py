@@ -25,6 +25,7 @@ from slipway.runtime.vocabulary import Vocabulary, read_vocabulary
     ("ignore_eos", 1), ("seed", -1), ("seed", 2**64), ("logprobs", -1), ("n", 0), ("n", 10**6), ("speculate_tokens", -1),
     ("max_tokens", 2**31), ("min_tokens", 2**31), ("top_k", 2**40), ("stop_token_ids", [2**31]), ("logit_bias", {2**31: 1}),
     ("bad_words", [[2**31]]), ("bad_words", ["\ud800"]), ("bad_words", ["x"] * 1025), ("stop", ["\udfff"]), ("stop", ["x"] * 65), ("stop", "x" * 1025),
+    ("stop_token_ids", [1] * 1025), ("bad_words", [[1] * 1025]),
 ])  # fmt: skip
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(RequestError) as error:
@@ -40,6 +41,8 @@ def test_min_tokens_fit_max_tokens():
 @pytest.mark.parametrize(("prompt", "options", "words"), [
     ("\ud800", {}, "prompt: half of a surrogate pair, expected Unicode text"),
     ([2**31], {}, "prompt: token id 2147483648"),
+    ([1, 2.7], {}, "prompt: .*, expected text or a list of token ids"),
+    ([1, None], {}, "prompt: .*, expected text or a list of token ids"),
     ("x", {"priority": 2**31}, "priority: 2147483648, expected a whole number of 32 bits"),
 ])  # fmt: skip
 def test_what_the_native_side_cannot_hold(toy, prompt, options, words):

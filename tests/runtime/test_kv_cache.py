@@ -70,10 +70,20 @@ class Cache(RuleBasedStateMachine):
     @rule(lease=consumes(leases))
     def release(self, lease):
         if self.held.pop(lease, None):
-            free, cached, _ = self.kv.counts
-            gained = self.kv.releasable(lease)
             self.kv.release(lease)
-            assert sum(self.kv.counts[:2]) == free + cached + gained
+
+    @rule(tokens=TOKENS, salt=st.integers(0, 1), data=st.data())
+    def release_for(self, tokens, salt, data):
+        """What is foretold of releasing some leases for a sequence comes true."""
+        released = [lease for lease in self.held if data.draw(st.booleans())]
+        spare = self.kv.spare_after(tokens, salt, released)
+        for lease in released:
+            self.release(lease)
+        lease = self.acquire(tokens, salt)
+        assert (lease is not None) == (spare >= 0)
+        if lease is not None:
+            assert sum(self.kv.counts[:2]) == spare
+            self.release(lease)
 
     @invariant()
     def conserved(self):

@@ -137,6 +137,18 @@ def test_an_urgent_request_takes_the_place_of_a_running_one_and_recompute_hits_t
     assert computed(0) <= 17 + 8 + 4  # at most a block again
 
 
+def test_none_gives_way_to_one_that_would_not_fit_all_the_same():
+    engine = Engine(num_blocks=10, max_batch_tokens=64)
+    engine.add(0, [1] * 13, params(max_tokens=3, ignore_eos=True), priority=-2)
+    engine.add(1, [2] * 18, params(max_tokens=4, ignore_eos=True), priority=2)
+    engine.step()
+    engine.add(2, [2] * 8 + [3] * 16, params(max_tokens=1))  # the blocks it shares with the last in rank are no gain to it
+    engine.step()
+    assert engine.scheduler.stats().running_sequences == 2 and engine.scheduler.stats().preemptions == 0
+    engine.run()
+    assert engine.metrics[2, 0].finished_s < engine.metrics[1, 0].finished_s  # it goes first as soon as that lets it run
+
+
 def test_out_of_blocks_the_last_in_rank_gives_way():
     engine = Engine(num_blocks=8, max_sequences=3)
     for id in range(3):
@@ -259,11 +271,11 @@ def test_a_step_that_fails_ends_what_was_in_it():
     assert engine.finishes == {(0, 0): "error", (1, 0): "length"} and engine.errors[0, 0] == "a segment failed"
 
 
-def test_cancel_all_leaves_nothing():
+def test_all_cancelled_nothing_is_left():
     engine = Engine(max_sequences=2)
     for id in range(4):
         engine.add(id, [1, 2, 3, 4, 5], params(n=2))
-    engine.step(during=lambda: engine.scheduler.cancel_all(1.0))
+    engine.step(during=lambda: [engine.cancel(id) for id in range(4)])
     assert not engine.step() and not engine.scheduler.has_work()
     assert set(engine.finishes.values()) == {"cancelled"} and len(engine.finishes) == 8
     assert engine.scheduler.stats().owned_blocks == 0

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from slipway.runtime.errors import EngineError
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.triton import attendant
 from slipway.runtime.triton.exchange import Call
 from slipway.runtime.triton.pump import Job
@@ -41,7 +42,7 @@ def place(monkeypatch):
 
 def job(is_cancelled):
     cancelled = queue.Queue()
-    made = Job(SimpleNamespace(calls=[Call("p", {})]), SimpleNamespace(is_cancelled=is_cancelled))
+    made = Job(SimpleNamespace(calls=[Call("p", SamplingParams())]), SimpleNamespace(is_cancelled=is_cancelled))
     made.requests = [SimpleNamespace(cancel=lambda: cancelled.put(True))]
     return made, cancelled
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from slipway.runtime.errors import EngineError, RequestError
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.triton.exchange import Call
 from slipway.runtime.triton.pump import Job, Pump
 
@@ -33,7 +34,7 @@ class Echo:
     """An exchange whose outputs are the texts of its parts."""
 
     def __init__(self, stream=True, n=1, calls=1):
-        self.stream, self.calls = stream, [Call("p", {"n": n})] * calls
+        self.stream, self.calls = stream, [Call("p", SamplingParams(n=n))] * calls
 
     def responses(self, parts):
         return ["|".join(part.text for part in parts)]

@@ -21,6 +21,8 @@ def read(**values):
         ({"include_stop_str_in_output": True}, {"include_stop": True}),
         ({"temperature": "0.5", "ignore_eos": "true"}, {"temperature": 0.5, "ignore_eos": True}),
         ({"max_tokens": 8.0}, {"max_tokens": 8}),
+        ({"seed": 2**53 + 1}, {"seed": 2**53 + 1}),
+        ({"seed": str(2**64 - 1)}, {"seed": 2**64 - 1}),
         ({"logit_bias": {"5": 1}}, {"logit_bias": {5: 1.0}}),
         ({"seed": None, "best_of": 1, "guided_decoding": None}, {}),
     ],
@@ -64,6 +66,7 @@ def test_options_go_to_submit():
         ({"quite_unknown": 1}, "unknown key 'quite_unknown'"),
         ({"max_tokens": 1.5}, "max_tokens: 1.5, expected an integer"),
         ({"n": True}, "n: True, expected an integer"),
+        ({"n": 10**400, "temperature": 10**400}, "temperature: 1000"),
         ({"temperature": "hot"}, "temperature: 'hot', expected a number"),
         ({"temperature": float("inf"), "n": float("inf")}, "n: inf, expected an integer"),
         ({"ignore_eos": 1}, "ignore_eos: 1, expected true or false"),
@@ -87,7 +90,7 @@ def test_refused(stated, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", '"a"'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '"a"', "[" * 200_000, "1" * 5_000])
 def test_not_an_object(text):
     with pytest.raises(RequestError, match="sampling_parameters"):
         sampling_parameters.read(text)

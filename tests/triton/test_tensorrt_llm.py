@@ -31,7 +31,7 @@ def ids(**inputs):
 
 
 def params(asked):
-    return asked.calls[0].params
+    return vars(asked.calls[0].params)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def params(asked):
 )
 def test_greedy_unless_top_k_or_top_p_says_otherwise(inputs, sampling):
     found = params(text(**inputs))
-    assert {name: found.get(name) for name in sampling} == sampling and ("top_k" in found) == ("top_k" in sampling)
+    assert {name: found.get(name) for name in sampling} == sampling and (found["top_k"] is None) == ("top_k" not in sampling)
 
 
 def test_plain_parameters():
@@ -108,6 +108,8 @@ def test_ids_are_cut_to_their_length():
         (lambda: exchange(text_input=[b"\xff"], max_tokens=[1]), "text_input: byte 0 is not UTF-8"),
         (lambda: exchange(input_ids=[1], input_lengths=[0], max_tokens=[1]), "input_lengths: 0, expected 1 to 1"),
         (lambda: text(stop_words_list=[[1, 2], [2, 1]]), "word ends [2, 1]"),
+        (lambda: text(stop_words_list=[[-5, 3], [2, -1]]), "stop_words_list: token ids [-5, 3], expected at least 0"),
+        (lambda: text(num_return_sequences=[129]), "n: 129, expected a whole number in 1..128"),
         (lambda: text(guided_decoding_guide=[b"a"]), "guided_decoding_guide_type: '', expected one of json, json_schema"),
         (lambda: text(guided_decoding_guide_type=[b"regex"]), "guided_decoding_guide: not given, expected a text for regex"),
         (lambda: text(embedding_bias_words=[b"a"]), "embedding_bias_weights: 0 weights, expected one for each of 1"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from slipway.runtime.errors import RequestError
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.triton.exchange import Part
 from slipway.runtime.triton.vllm import VllmExchange
 
@@ -19,12 +20,17 @@ def texts(outputs):
 
 
 def test_parameters_beside_the_tensors_count():
-    assert exchange('{"max_tokens": 3}').calls[0].params == {"max_tokens": 3}
+    assert exchange('{"max_tokens": 3}').calls[0].params == SamplingParams(max_tokens=3)
 
 
 def test_sampling_parameters_take_their_place():
     asked = exchange('{"max_tokens": 3}', sampling_parameters=b'{"n": 2}')
-    assert asked.calls[0].params == {"max_tokens": 16, "n": 2}
+    assert asked.calls[0].params == SamplingParams(max_tokens=16, n=2)
+
+
+def test_what_the_engine_would_refuse_is_refused_before_anything_is_made_for_it():
+    with pytest.raises(RequestError, match="n: 1000000000000, expected a whole number in 1..128"):
+        exchange('{"n": 1000000000000}')
 
 
 @pytest.mark.parametrize(
@@ -48,8 +54,8 @@ def test_a_stream_cannot_repeat_the_prompt():
 
 
 def test_logprobs_are_asked_of_the_engine_when_returned():
-    assert exchange(return_cumulative_logprob=True).calls[0].params["logprobs"] == 0
-    assert exchange('{"logprobs": 4}', return_logprobs=True).calls[0].params["logprobs"] == 4
+    assert exchange(return_cumulative_logprob=True).calls[0].params.logprobs == 0
+    assert exchange('{"logprobs": 4}', return_logprobs=True).calls[0].params.logprobs == 4
 
 
 def test_a_sequence_without_news_has_an_entry_and_keeps_its_end():

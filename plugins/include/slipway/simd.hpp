@@ -34,7 +34,6 @@ inline f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; 
 inline f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline float reduce_add(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
@@ -125,7 +124,6 @@ inline f32x16 operator-(f32x16 a, f32x16 b) { return each(a, b, [](__m256 x, __m
 inline f32x16 operator*(f32x16 a, f32x16 b) { return each(a, b, [](__m256 x, __m256 y) { return _mm256_mul_ps(x, y); }); }
 inline f32x16 operator/(f32x16 a, f32x16 b) { return each(a, b, [](__m256 x, __m256 y) { return _mm256_div_ps(x, y); }); }
 inline f32x16 max(f32x16 a, f32x16 b) { return each(a, b, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); }); }
-inline f32x16 min(f32x16 a, f32x16 b) { return each(a, b, [](__m256 x, __m256 y) { return _mm256_min_ps(x, y); }); }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}};
 }

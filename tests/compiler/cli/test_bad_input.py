@@ -225,6 +225,7 @@ def resigned(**values):
         (resigned(recipe={"cpu": "two"}), "recipe.cpu: found str, expected a mapping"),
         (resigned(recipe={"cpu": {"threads": 10**9}}), "threads: 1000000000, expected at most 1024"),
         (resigned(recipe={"precision": []}), "recipe.precision: found list, expected a mapping"),
+        (resigned(recipe={"limits": 8}), "recipe.limits: found int, expected a mapping"),
         (resigned(default_sampling={"top_k": -1}), "top_k: -1"),
         (resigned(files=[[]]), "files: found list"),
         (resigned(plan={}), "plan: no key 'arena_bytes'"),
