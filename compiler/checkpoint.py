@@ -133,7 +133,7 @@ def _parse_config(path: pathlib.Path, directory: pathlib.Path) -> PreTrainedConf
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers' configs raise whatever their checks raise
-        raise UserError(str(path), f"refused by transformers: {str(error).splitlines()[0]}") from error
+        raise UserError(str(path), f"refused by transformers: {' '.join(str(error).split()):.400}") from error
 
 
 def _shard_paths(directory: pathlib.Path) -> list[pathlib.Path]:

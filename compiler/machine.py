@@ -50,9 +50,9 @@ def host_isa() -> str | None:
     return (host_isas() or [None])[-1]
 
 
-def missing_flags() -> list[str]:
-    """What this machine lacks of the weakest ISA."""
-    return sorted(set(next(iter(CPU_ISAS.values()))[0]) - cpu_flags())
+def missing_flags(isa: str = next(iter(CPU_ISAS))) -> list[str]:
+    """What this machine lacks of an ISA, by default the weakest."""
+    return sorted(set(CPU_ISAS[isa][0]) - cpu_flags())
 
 
 def measure_limits(threads: int | None = None) -> MachineLimits:

@@ -16,12 +16,12 @@ from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.capture import capture
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.engine_plan import make_plan
-from slipway.compiler.errors import InternalError
+from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.kernels import compile_library, library_parts
 from slipway.compiler.layout import lay_out
-from slipway.compiler.machine import host_isa, measure_limits, missing_flags
+from slipway.compiler.machine import host_isa, host_isas, measure_limits, missing_flags
 from slipway.compiler.plan import PlannedGraph, plan_graph
 from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
@@ -39,6 +39,7 @@ from slipway.runtime import manifest
 from slipway.runtime.machine import available_bytes, usable_cores
 
 LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
+NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # as configs call them
 STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify", "load")
 
 
@@ -63,13 +64,17 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
     compiler_version()
     loaded = Checkpoint(checkpoint)
     check_inputs(recipe, loaded)
+    target = target_of(recipe)
+    unverified = verify.declined(recipe, loaded)
+    if not unverified:
+        check_runs_here(recipe, target)
     cache = StageCache(env.cache_dir(), str(out.resolve()))
-    job = Build(recipe, loaded, out, target_of(recipe), limits_of(recipe), cache, Identities(loaded, env.cache_dir()), progress)
+    job = Build(recipe, loaded, out, target, limits_of(recipe), cache, Identities(loaded, env.cache_dir()), progress)
     progress.expect(STAGES[:2] if dry_run else STAGES)
     try:
         planned = _plan(job)
         job = dataclasses.replace(job, recipe=settle_gate(recipe, planned.graph))
-        return _predict(job, planned, why) if dry_run else _make(job, planned, why)
+        return _predict(job, planned, why) if dry_run else _make(job, planned, why, unverified)
     finally:
         job.identities.save()
         if not dry_run:
@@ -79,6 +84,9 @@ def build(recipe: Recipe, checkpoint: pathlib.Path, out: pathlib.Path, progress:
 
 def check_inputs(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises UserError for a checkpoint and recipe whose engine the runtime would refuse."""
+    for name in NUMBERS_OF_EXPERTS:
+        if isinstance(count := getattr(checkpoint.config, name, None), int) and count > 1:
+            raise UserError(f"{checkpoint.directory / 'config.json'}: {name}", f"a mixture of {count} experts", "a dense model")
     tokenizer_files.check(checkpoint)
     tokenizer_files.default_sampling(checkpoint, recipe.sampling)
     longest = checkpoint.max_positions
@@ -93,6 +101,15 @@ def target_of(recipe: Recipe) -> Target:
     if isa is None:
         raise recipe.error(("cpu", "isa"), f"this processor lacks {', '.join(missing_flags())}", "a processor with AVX2, FMA and F16C")
     return Target(recipe.target, isa)
+
+
+def check_runs_here(recipe: Recipe, target: Target) -> None:
+    """Raises UserError for an engine that could not be compared with its checkpoint here."""
+    if target.isa not in host_isas():
+        missing = ", ".join(missing_flags(target.isa))
+        raise recipe.error(("cpu", "isa"), f"{target.isa}: this CPU lacks {missing}, and the engine is to be verified on it",
+                           f"auto, or one of {', '.join(host_isas())}",
+                           "build on a machine like the one that serves; --set verify.when=never builds without the check")  # fmt: skip
 
 
 def limits_of(recipe: Recipe) -> manifest.Limits:
@@ -193,21 +210,21 @@ def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     most = job.limits.max_sequences
     prediction = Prediction(tokens_per_s(1), tokens_per_s(most), most, limits)
     memory = _memory(job, planned, sum(w.bytes for w in planned.weights()))
-    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned))
+    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned), has_tokenizer=_has_tokenizer(job))
 
 
 def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:
     return {step.name: planned.declined[step.nodes[0].name] for step in planned.steps if not step.kernel}
 
 
-def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
+def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) -> BuildReport:
+    """unverified: why the engine is not compared with its checkpoint; None where it is."""
     kernels = planned.kernels()
     with job.progress.stage("compile kernels", total=len({k.symbol for k in kernels}), unit="kernels") as stage:
         library = compile_library(kernels, job.target, job.cache, usable_cores(), stage.advance)
     with job.progress.stage("pack weights", total=len(planned.weights()), unit="weights") as stage:
         packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, usable_cores(), stage.advance)
         segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
-    unverified = verify.declined(job.recipe, job.checkpoint)
     with directory.publishing(job.out) as draft:
         with job.progress.stage("write the engine"):
             described = _write(job, planned, draft, library, packed, segments)
@@ -220,7 +237,12 @@ def _make(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
         with job.progress.stage("load"):
             verify.try_loading(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
-    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified)
+    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified,
+                       _has_tokenizer(job))  # fmt: skip
+
+
+def _has_tokenizer(job: Build) -> bool:
+    return (job.checkpoint.directory / tokenizer_files.TOKENIZER).exists()
 
 
 def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],

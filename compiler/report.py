@@ -10,6 +10,7 @@ from slipway.compiler.cache import StageRecord
 from slipway.compiler.machine import MachineLimits
 from slipway.compiler.quantities import bytes_text, tokens_text
 from slipway.compiler.verify import Accuracy
+from slipway.runtime.machine import available_bytes
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class BuildReport:
     segments: dict[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     unverified: str | None = None
+    has_tokenizer: bool = True
 
     def text(self) -> str:
         lines = self._stage_lines() if self.dry_run or self.show_why else []
         lines += [f"{name}: runs in ONNX Runtime ({why})" for name, why in self.segments.items()]
         lines.append(self._memory_line())
+        if not self.has_tokenizer:
+            lines.append("the checkpoint has no tokenizer.json: prompts and completions are token ids")
         if self.prediction:
             p = self.prediction
             lines.append(f"at most {tokens_text(p.batch_1)} for one sequence, {tokens_text(p.batch_max)} for {p.max_sequences}, by this machine's limits")
@@ -71,7 +75,11 @@ class BuildReport:
         m = self.memory
         total = m.weights + m.kv_cache + m.activations
         return (f"{bytes_text(total)} of memory: weights {bytes_text(m.weights)}, KV cache {bytes_text(m.kv_cache)} for {m.kv_tokens} tokens, "
-                f"activations {bytes_text(m.activations)}")
+                f"activations {bytes_text(m.activations)}{self._shortage(total)}")
+
+    @staticmethod
+    def _shortage(total: int) -> str:
+        return f"; more than the {bytes_text(available_bytes())} that are free here" if total > available_bytes() else ""
 
     def _accuracy_line(self) -> str:
         a = self.accuracy

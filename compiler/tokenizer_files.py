@@ -17,13 +17,14 @@ from slipway.runtime import manifest, vocabulary
 from slipway.runtime.vocabulary import Vocabulary
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+TOKENIZER = "tokenizer.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check(checkpoint: Checkpoint) -> None:
     """Raises UserError for tokenizer files that no engine could use."""
     end_token_ids(checkpoint)
-    if (checkpoint.directory / "tokenizer.json").exists():
+    if (checkpoint.directory / TOKENIZER).exists():
         read_vocabulary(checkpoint)
         config = _json(checkpoint.directory / "tokenizer_config.json")
         _chat_template(checkpoint.directory, config)
@@ -31,7 +32,7 @@ def check(checkpoint: Checkpoint) -> None:
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    path = checkpoint.directory / "tokenizer.json"
+    path = checkpoint.directory / TOKENIZER
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
@@ -43,16 +44,16 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     try:
         return vocabulary.read_vocabulary(tokenizer)
     except (UnicodeError, LookupError, TypeError) as error:
-        raise UserError(str(checkpoint.directory / "tokenizer.json"), f"tokens without bytes: {error}", hint="download the checkpoint again") from None
+        raise UserError(str(checkpoint.directory / TOKENIZER), f"tokens without bytes: {error}", hint="download the checkpoint again") from None
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.Tokenizer | None:
     """Fills tokenizer/ of an engine; None for a checkpoint without a tokenizer.json."""
-    source = checkpoint.directory / "tokenizer.json"
+    source = checkpoint.directory / TOKENIZER
     if not source.exists():
         return None
     folder.mkdir()
-    (folder / "tokenizer.json").write_bytes(source.read_bytes())
+    (folder / TOKENIZER).write_bytes(source.read_bytes())
     read_vocabulary(checkpoint).write(folder / vocabulary.FILE_NAME)
     config = _json(checkpoint.directory / "tokenizer_config.json")
     template = _chat_template(checkpoint.directory, config)

@@ -59,6 +59,8 @@ def write_repository(
         raise UserError("--contract", contract, " or ".join(CONTRACTS))
     name = check_name(name or default_name(manifest, contract))
     aliases = {} if contract == "vllm" else {alias: f for alias, f in TENSORRT_LLM.items() if alias != name}
+    check_takes_text(engine, manifest, contract)
+    check_repository(out)
     for model in (name, *aliases):
         check_replaceable(out / model)
     max_batch_size = 0 if contract == "vllm" else manifest.limits.max_sequences
@@ -105,6 +107,21 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError("--name", repr(name), "letters, digits, '_', '.' and '-'")
     return name
+
+
+def check_takes_text(engine: pathlib.Path, manifest: Manifest, contract: str) -> None:
+    if contract == "vllm" and manifest.tokenizer is None:
+        raise UserError(str(engine), "the engine has no tokenizer, and the contract vllm takes text", hint="--contract tensorrt_llm takes token ids too")
+
+
+def check_repository(out: pathlib.Path) -> None:
+    """Makes the folder. Raises UserError where it cannot be, or is another thing."""
+    if (out / "engine.json").exists():
+        raise UserError(str(out), "is an engine directory", "a folder for the model repository")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(out):.200}", f"cannot be made: {error.strerror}", "a folder that can be written") from None
 
 
 def check_replaceable(folder: pathlib.Path) -> None:

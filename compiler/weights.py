@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from slipway.compiler.cache import StageCache, digest, digest_of
 from slipway.compiler.disk import leave_page_cache
+from slipway.compiler.errors import UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.plan import PlannedGraph, weight_id
@@ -76,7 +77,12 @@ def _pack(graph: Graph, weight: PackedWeight, tensors: Mapping[str, torch.Tensor
     name, parts = _weight_name(weight), weight_parts(graph, weight, identities)
 
     def make(out: pathlib.Path) -> None:
-        out.write_bytes(weight.pack(*(graph.evaluate(node, tensors) for node in weight.nodes)).data)
+        values = [graph.evaluate(node, tensors) for node in weight.nodes]
+        try:
+            packed = weight.pack(*values)
+        except UserError as error:
+            raise UserError(", ".join(sorted(leaf_names(weight.nodes[0]))), f"{error.where}: {error.found}", error.expected, error.hint) from None
+        out.write_bytes(packed.data)
 
     path = cache.fetch("weights", f"{name} {weight.key}", parts, make)
     leave_page_cache(path)

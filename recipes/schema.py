@@ -22,6 +22,7 @@ PLANNED_TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}  # nats a token, against the checkpoint in float32
 
 MOST = 1 << 30  # of anything counted
+MOST_BATCH_TOKENS = 1 << 16  # activations have room for all of them
 Count = Annotated[int, Field(ge=1, le=MOST), Expects(f"a whole number from 1 to {MOST}")]
 GroupSize = Annotated[int | None, Field(json_schema_extra={"enum": [*GROUP_SIZES, None]})]
 
@@ -136,7 +137,7 @@ def _has_int4(info: ValidationInfo) -> bool:
 class Limits(Section):
     max_sequence_length: Annotated[int, Field(ge=2, le=MOST), Expects(f"a whole number from 2 to {MOST}")]
     """Tokens of one sequence, prompt and completion."""
-    max_batch_tokens: Count = 1024
+    max_batch_tokens: Annotated[int, Field(ge=1, le=MOST_BATCH_TOKENS), Expects(f"a whole number from 1 to {MOST_BATCH_TOKENS}")] = 1024
     """Tokens of one step, over all sequences."""
     max_sequences: Count = Field(32, validate_default=True)
     """Sequences that run at once."""

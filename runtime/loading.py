@@ -82,7 +82,7 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
             "memory",
             f"{_gib(rest)} for weights and activations and {_gib(blocks * block_bytes)} for {blocks * plan.kv.block_size} KV tokens",
             f"at most the {_gib(available)} available",
-            f"ask for kv_tokens of at most {fitting}" if fitting else "not even the weights fit",
+            f"ask for kv_tokens of at most {fitting}" if fitting else "weights and activations alone do not fit",
         )
     if blocks * plan.kv.block_size > MAX_KV_TOKENS:
         raise EngineError("kv_tokens", f"{blocks * plan.kv.block_size}", f"at most {MAX_KV_TOKENS}")

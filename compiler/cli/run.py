@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 
 import click
 
@@ -72,11 +71,10 @@ def complete(engine, prompt: str, sampling: dict, echo: bool):
     """The Completion of a prompt. echo: print the text as it comes. Ctrl-C cancels the request before it goes on."""
     from slipway.runtime.engine import SamplingParams
 
-    started, first_s, text = time.monotonic(), None, ""
+    text = ""
     request = engine.submit(prompt, SamplingParams(**sampling))
     try:
         for delta in request:
-            first_s = first_s or time.monotonic() - started
             text += delta.text
             if echo:
                 click.echo(delta.text, nl=False)
@@ -87,14 +85,14 @@ def complete(engine, prompt: str, sampling: dict, echo: bool):
     if echo and not text.endswith("\n"):
         click.echo()
     completion = request.result()
-    click.echo(speed(len(completion.token_ids), first_s or 0.0, time.monotonic() - started), err=True)
+    click.echo(speed(len(completion.token_ids), completion.metrics), err=True)
     return completion
 
 
-def speed(num_tokens: int, first_s: float, total_s: float) -> str:
+def speed(num_tokens: int, metrics) -> str:
     """64 tokens; the first after 12 ms, then 310 tokens/s"""
-    words = f"{num_tokens} tokens; the first after {seconds_text(first_s)}"
-    return words + (f", then {tokens_text((num_tokens - 1) / (total_s - first_s))}" if num_tokens > 1 and total_s > first_s else "")
+    words = f"{num_tokens} tokens; the first after {seconds_text(metrics.ttft_s)}"
+    return words + (f", then {tokens_text(1 / metrics.inter_token_s)}" if metrics.inter_token_s else "")
 
 
 def completion_json(completion) -> dict:

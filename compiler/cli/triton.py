@@ -41,7 +41,7 @@ With the server running:
               help="Requests that may wait; further ones are refused.")  # fmt: skip
 @click.option("--start", is_flag=True, help="Serve the repository until Ctrl-C.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --start: the address to listen on.")
-@click.option("--ports", type=int, nargs=3, default=(8000, 8001, 8002), show_default=True, metavar="HTTP GRPC METRICS",
+@click.option("--ports", type=click.IntRange(0, 65535), nargs=3, default=(8000, 8001, 8002), show_default=True, metavar="HTTP GRPC METRICS",
               help="With --start; 0 takes a free port.")  # fmt: skip
 def triton(
     loading: Loading,

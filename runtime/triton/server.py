@@ -84,6 +84,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="slipway-triton-"))
         try:
             installed.write_backends(self.folder / "backends")
+            self._check_ports()
             self._take_free_ports()
             with open(self.folder / "log", "wb") as log:
                 self.process = subprocess.Popen(
@@ -153,6 +154,22 @@ class Server:
         limit = time.monotonic() + KILL_TIMEOUT_S
         while self.processes() and time.monotonic() < limit:
             time.sleep(POLL_S)
+
+    def _check_ports(self) -> None:
+        """Triton itself says what is wrong with a port behind pages of other text."""
+        taken = []
+        try:
+            for port in filter(None, (self.http_port, self.grpc_port, self.metrics_port)):
+                taken.append(socket.socket())
+                taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    taken[-1].bind((self.host, port))
+                    taken[-1].listen()
+                except OSError as error:
+                    raise EngineError("triton", f"port {port} of {self.host}: {error.strerror}", "three free ports; 0 takes one") from None
+        finally:
+            for one in taken:
+                one.close()
 
     def _take_free_ports(self) -> None:
         """All at once, so that no two are the same."""

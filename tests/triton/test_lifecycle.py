@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import threading
 
 import numpy as np
@@ -25,6 +26,15 @@ def assert_nothing_left(server):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(EngineError, match="no such folder"):
         Server(tmp_path / "none").start()
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(EngineError, match=f"port {port} of 127.0.0.1: Address already in use"):
+            Server(tmp_path, grpc_port=port).start()
+    with pytest.raises(EngineError, match=f"port {port} of 127.0.0.1: Address already in use"):
+        Server(tmp_path, http_port=port, grpc_port=port).start()
 
 
 def test_an_engine_that_does_not_load_ends_the_start_with_its_sentence(repository, tmp_path):

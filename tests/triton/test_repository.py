@@ -14,6 +14,7 @@ MANIFEST = types.SimpleNamespace(
     model="acme/demo-llama",
     limits=types.SimpleNamespace(max_sequences=64),
     target=types.SimpleNamespace(kind="cpu"),
+    tokenizer=types.SimpleNamespace(),
 )
 
 
@@ -90,6 +91,26 @@ def test_a_model_of_the_user_stays(engine, tmp_path):
         write_repository(engine, tmp_path / "out", "vllm")
     write_repository(engine, tmp_path / "out", "vllm", name="other")
     assert (tmp_path / "out/demo-llama/config.pbtxt").read_text() == 'name: "demo-llama"\n'
+
+
+def test_an_engine_is_no_repository(engine, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/engine.json").write_text("{}")
+    with pytest.raises(UserError, match="is an engine directory; expected a folder for the model repository"):
+        write_repository(engine, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made(engine, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out: cannot be made: Not a directory"):
+        write_repository(engine, tmp_path / "file/out")
+
+
+def test_ids_alone_are_not_for_the_contract_of_text(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(MANIFEST, "tokenizer", None)
+    with pytest.raises(UserError, match="no tokenizer, and the contract vllm takes text"):
+        write_repository(engine, tmp_path / "out", "vllm")
+    assert "tensorrt_llm" in write_repository(engine, tmp_path / "out", "tensorrt_llm")
 
 
 @pytest.mark.parametrize(("options", "message"), [({"name": "a/b"}, "--name"), ({"contract": "tgi"}, "--contract: tgi")])

@@ -3,13 +3,14 @@
 import io
 import sys
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from slipway.compiler.cli import exits
 from slipway.runtime import manifest as m
 from slipway.runtime.errors import RequestError
+from slipway.runtime.requests import RequestMetrics
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Completion:
     text: str
     token_ids: list
     finish_reason: str
-    metrics: dict = field(default_factory=lambda: {"ttft_s": 0.01})
+    metrics: RequestMetrics = RequestMetrics(queue_s=0.001, ttft_s=0.01, total_s=0.05, inter_token_s=0.02)
 
 
 class FakeRequest:

@@ -83,6 +83,8 @@ SPOILT = {
     "temperature": (generation(temperature="hot"), "temperature: 'hot'; expected a number from 0"),
     "eos": (generation(eos_token_id=[2, 128]), "generation_config.json: eos_token_id: 128; expected token ids in 0..127"),
     "quantized": (config(quantization_config="int4"), "config.json: quantization_config: already quantized ('int4')"),
+    "shape": (config(hidden_size=63), "config.json: refused by transformers: Class validation error for validator "),
+    "experts": (config(num_local_experts=8), "config.json: num_local_experts: a mixture of 8 experts; expected a dense model"),
     "model_type": (config(model_type=["llama"]), "config.json: model_type, architectures: ['llama'], "),
     "architectures": (config(architectures="LlamaForCausalLM"), "'LlamaForCausalLM'; expected a name, and a list of names"),
     "nested": (text("config.json", "[" * 100_000), "config.json: cannot be read: "),
@@ -147,6 +149,33 @@ def test_rotary_scaling_counts_as_length(build, checkpoint, tmp_path, rope, long
     at_most = lambda length: ("--dry-run", "--set", f"limits.max_sequence_length={length}", "--set", "limits.kv_cache_tokens=auto")  # noqa: E731
     assert build(*at_most(longest)).code == 0
     refused(build(*at_most(longest + 1)), f"expected at most {longest}\n", tmp_path)
+
+
+def test_an_engine_that_could_not_be_verified_here(build, tmp_path, monkeypatch):
+    from slipway.compiler import pipeline
+
+    monkeypatch.setattr(pipeline, "host_isas", lambda: ["avx2"])
+    monkeypatch.setattr(pipeline, "missing_flags", lambda isa: [f"flags of {isa}"])
+    verified = ("--set", "verify.when=auto", "--set", "cpu.isa=avx512")
+    refused(build(*verified), "cpu.isa: avx512: this CPU lacks flags of avx512, and the engine is to be verified on it", tmp_path)
+    assert build("--dry-run", "--set", "cpu.isa=avx512").code == 0
+
+
+def test_a_weight_that_is_no_number(build, checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights = load_file(checkpoint / "model.safetensors")
+    weights[name][3, 0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    outcome = build("--set", "precision.weights=int8")
+    assert outcome.code == 2 and f"\n{name}: weight of shape " in outcome.err and "Traceback" not in outcome.err
+    assert not [path.name for path in tmp_path.iterdir() if "engine" in path.name]
+
+
+def test_more_memory_than_there_is(build):
+    outcome = build("--dry-run", "--set", f"limits.kv_cache_tokens={2**30}")
+    assert outcome.code == 0 and "; more than the " in outcome.out + outcome.err
 
 
 def test_what_does_not_load_is_not_published(build, tmp_path, monkeypatch):

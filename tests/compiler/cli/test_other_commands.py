@@ -38,6 +38,6 @@ def test_doctor_json(cli):
 
 
 def test_triton_writes_a_repository(cli, engine_dir, tmp_path):
-    outcome = cli("triton", engine_dir, "-o", tmp_path / "repository")
-    assert (outcome.code, outcome.out) == (0, f"{tmp_path / 'repository'}: tiny\n")
-    assert (tmp_path / "repository" / "tiny" / "config.pbtxt").is_file()
+    outcome = cli("triton", engine_dir, "-o", tmp_path / "repository", "--contract", "tensorrt_llm", "--name", "tensorrt_llm")
+    assert (outcome.code, outcome.out) == (0, f"{tmp_path / 'repository'}: tensorrt_llm, ensemble, tensorrt_llm_bls\n")
+    assert (tmp_path / "repository" / "ensemble" / "config.pbtxt").is_file()

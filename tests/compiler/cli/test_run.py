@@ -12,7 +12,7 @@ from slipway.runtime.grammar import Grammar
 def test_stdout_is_the_completion_alone(cli, fake, stream):
     outcome = cli("run", "engine", "Say hello", stream)
     assert (outcome.code, outcome.out) == (0, "Hello world\n")
-    assert outcome.err.startswith("3 tokens; the first after ")
+    assert outcome.err == "3 tokens; the first after 10 ms, then 50 tokens/s\n"
     assert fake.prompts == ["Say hello"] and fake.sampling == [{}] and fake.closed
 
 
@@ -40,7 +40,8 @@ def test_a_chat_prompt(cli, fake):
 
 def test_json(cli, fake):
     value = json.loads(cli("run", "engine", "hi", "--json").out)
-    assert value == {"text": "Hello world", "token_ids": [0, 1, 2], "finish_reason": "stop", "metrics": {"ttft_s": 0.01}}
+    metrics = {"queue_s": 0.001, "ttft_s": 0.01, "total_s": 0.05, "inter_token_s": 0.02, "preemptions": 0}
+    assert value == {"text": "Hello world", "token_ids": [0, 1, 2], "finish_reason": "stop", "metrics": metrics}
 
 
 def test_grammars_reach_the_engine(cli, fake, tmp_path):
