@@ -187,7 +187,7 @@ def test_memory_is_counted_before_it_is_taken(toy, monkeypatch):
     directory = toy()
     assert "ask for kv_tokens of at most" in refusal(directory, kv_tokens=10**14)
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
-    assert "not even the weights fit" in refusal(directory)
+    assert "weights and activations alone do not fit" in refusal(directory)
 
 
 def test_the_kv_tokens_a_refusal_names_fit(toy, monkeypatch):
