@@ -210,7 +210,8 @@ def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     most = job.limits.max_sequences
     prediction = Prediction(tokens_per_s(1), tokens_per_s(most), most, limits)
     memory = _memory(job, planned, sum(w.bytes for w in planned.weights()))
-    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned), has_tokenizer=_has_tokenizer(job))
+    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned),
+                       has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
 
 
 def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:
@@ -238,11 +239,7 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
             verify.try_loading(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
     return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified,
-                       _has_tokenizer(job))  # fmt: skip
-
-
-def _has_tokenizer(job: Build) -> bool:
-    return (job.checkpoint.directory / tokenizer_files.TOKENIZER).exists()
+                       tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
 
 
 def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],

@@ -79,7 +79,8 @@ class BuildReport:
 
     @staticmethod
     def _shortage(total: int) -> str:
-        return f"; more than the {bytes_text(available_bytes())} that are free here" if total > available_bytes() else ""
+        available = available_bytes()
+        return f"; more than the {bytes_text(available)} that are free here" if total > available else ""
 
     def _accuracy_line(self) -> str:
         a = self.accuracy

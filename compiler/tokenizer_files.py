@@ -24,11 +24,15 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 def check(checkpoint: Checkpoint) -> None:
     """Raises UserError for tokenizer files that no engine could use."""
     end_token_ids(checkpoint)
-    if (checkpoint.directory / TOKENIZER).exists():
+    if has_tokenizer(checkpoint):
         read_vocabulary(checkpoint)
         config = _json(checkpoint.directory / "tokenizer_config.json")
         _chat_template(checkpoint.directory, config)
         _special_tokens(checkpoint.directory, config)
+
+
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.directory / TOKENIZER).exists()
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -49,11 +53,10 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 def write_tokenizer(checkpoint: Checkpoint, folder: pathlib.Path) -> manifest.Tokenizer | None:
     """Fills tokenizer/ of an engine; None for a checkpoint without a tokenizer.json."""
-    source = checkpoint.directory / TOKENIZER
-    if not source.exists():
+    if not has_tokenizer(checkpoint):
         return None
     folder.mkdir()
-    (folder / TOKENIZER).write_bytes(source.read_bytes())
+    (folder / TOKENIZER).write_bytes((checkpoint.directory / TOKENIZER).read_bytes())
     read_vocabulary(checkpoint).write(folder / vocabulary.FILE_NAME)
     config = _json(checkpoint.directory / "tokenizer_config.json")
     template = _chat_template(checkpoint.directory, config)

@@ -6,6 +6,7 @@ what a killed server leaves behind is found and removed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -84,8 +85,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="slipway-triton-"))
         try:
             installed.write_backends(self.folder / "backends")
-            self._check_ports()
-            self._take_free_ports()
+            self._take_ports()
             with open(self.folder / "log", "wb") as log:
                 self.process = subprocess.Popen(
                     self.command(installed),
@@ -155,31 +155,19 @@ class Server:
         while self.processes() and time.monotonic() < limit:
             time.sleep(POLL_S)
 
-    def _check_ports(self) -> None:
-        """Triton itself says what is wrong with a port behind pages of other text."""
-        taken = []
-        try:
-            for port in filter(None, (self.http_port, self.grpc_port, self.metrics_port)):
-                taken.append(socket.socket())
-                taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def _take_ports(self) -> None:
+        """Free ones in the place of 0; all held at once, so that no two are the same. Raises EngineError for one in use, which Triton
+        tells behind pages of other text."""
+        with contextlib.ExitStack() as held:
+            for name in sorted(("http_port", "grpc_port", "metrics_port"), key=lambda name: getattr(self, name) == 0):
+                port, listener = getattr(self, name), held.enter_context(socket.socket())
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    taken[-1].bind((self.host, port))
-                    taken[-1].listen()
+                    listener.bind((self.host, port))
+                    listener.listen()
                 except OSError as error:
                     raise EngineError("triton", f"port {port} of {self.host}: {error.strerror}", "three free ports; 0 takes one") from None
-        finally:
-            for one in taken:
-                one.close()
-
-    def _take_free_ports(self) -> None:
-        """All at once, so that no two are the same."""
-        wanted = [name for name in ("http_port", "grpc_port", "metrics_port") if getattr(self, name) == 0]
-        sockets = [socket.socket() for _ in wanted]
-        for name, free in zip(wanted, sockets, strict=True):
-            free.bind((self.host, 0))
-            setattr(self, name, free.getsockname()[1])
-        for free in sockets:
-            free.close()
+                setattr(self, name, listener.getsockname()[1])
 
     def _wait_ready(self) -> None:
         start = told = time.monotonic()
