@@ -14,7 +14,6 @@ import os
 import pathlib
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from slipway.compiler import disk
@@ -33,7 +32,8 @@ def check_destination(out: pathlib.Path) -> None:
         raise UserError(str(out), "is a mount point, which cannot be replaced", "a folder in it", f"-o {out / 'engine'}")
     parent = next(folder for folder in out.resolve().parents if folder.exists())
     try:
-        tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.resolve().name}.", suffix=".draft").cleanup()
+        with _draft(parent, out.resolve().name):
+            pass
     except OSError as error:
         raise UserError(f"{str(out):.200}", f"cannot be made in {parent}: {error.strerror}", "a new path in a folder that can be written") from None
 
@@ -47,18 +47,27 @@ def publishing(out: pathlib.Path) -> Iterator[pathlib.Path]:
     for draft in out.parent.glob(f".{glob.escape(out.name)}.*.draft"):
         with contextlib.suppress(OSError), _locked(draft):
             shutil.rmtree(draft, ignore_errors=True)
-    draft = out.parent / f".{out.name}.{secrets.token_hex(4)}.draft"
-    draft.mkdir()
+    with _draft(out.parent, out.name) as draft, _locked(draft):
+        yield draft
+        for path in [*draft.rglob("*"), draft]:
+            disk.write_through(path)
+        check_destination(out)
+        replace_folder(draft, out)
+        disk.write_through(out.parent)
+
+
+@contextlib.contextmanager
+def _draft(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """A new folder, gone at the end even where Ctrl-C cuts its making or its removal short."""
+    draft = parent / f".{name}.{secrets.token_hex(4)}.draft"
     try:
-        with _locked(draft):
-            yield draft
-            for path in [*draft.rglob("*"), draft]:
-                disk.write_through(path)
-            check_destination(out)
-            replace_folder(draft, out)
-            disk.write_through(out.parent)
+        draft.mkdir()
+        yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def replace_folder(draft: pathlib.Path, out: pathlib.Path) -> None:

@@ -1,8 +1,10 @@
 """An engine appears whole or not at all, replaces nothing but an engine, and is never absent while it is replaced."""
 
 import errno
+import itertools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -144,6 +146,44 @@ def test_drafts_of_dead_processes_are_swept_and_others_kept(tmp_path):
         (first / "engine.json").write_text("first")
     assert (out / "engine.json").read_text() == "first"
     assert names(tmp_path) == ["engine"]
+
+
+def interrupted_at(moment, action):
+    """Runs `action` with Ctrl-C at the moment-th point at which Python looks at signals: on entering a function, on leaving one written
+    in C. -> whether it got there"""
+    count, reached = itertools.count(), False
+
+    def profile(frame, event, argument):
+        nonlocal reached
+        if event in ("call", "c_return") and next(count) == moment:
+            reached = True
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(profile)
+        action()
+        sys.setprofile(None)
+    except (KeyboardInterrupt, OSError, UserError) as error:  # rmtree closes its folder twice when it is cut short: OSError for Ctrl-C
+        assert isinstance(error, KeyboardInterrupt) or "Bad file descriptor" in str(error)
+    return reached
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that is being collected ends no process
+@pytest.mark.parametrize("replaces", [False, True])
+def test_ctrl_c_at_any_moment_leaves_the_old_engine_or_the_new_one(tmp_path, replaces):
+    out = tmp_path / "engine"
+    for moment in itertools.count():
+        shutil.rmtree(out, ignore_errors=True)
+        if replaces:
+            publish(out, "old")
+        cut_short = interrupted_at(moment, lambda: publish(out))
+        assert names(tmp_path) == ["engine"] * out.exists(), moment
+        assert out.exists() or not replaces
+        assert not out.exists() or (out / "engine.json").read_text() in ("old", "new"), moment
+        if not cut_short:
+            break
+    assert moment > 100 and (out / "engine.json").read_text() == "new"
 
 
 @pytest.mark.parametrize(("size", "shared"), [(SHARED_BYTES, True), (SHARED_BYTES - 1, False)])
