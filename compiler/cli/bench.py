@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import click
 
 from slipway.compiler.cli.options import Loading, json_option, loading_options
-from slipway.compiler.cli.steps import Work, group_steps
+from slipway.compiler.cli.steps import Work, check_load, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 
@@ -84,22 +84,28 @@ class Counts(click.ParamType):
 
 @click.command(epilog=EPILOG)
 @loading_options
-@click.option("--batch", type=Counts(), default="1,8,32", show_default=True, help="Sequences that decode at once.")
+@click.option("--batch", type=Counts(), help="Sequences that decode at once.  [default: 1,8,32, as far as the engine takes them]")
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Prompt tokens of each.")
 @click.option("--new", type=click.IntRange(2), default=128, show_default=True, metavar="N", help="New tokens of each.")
-@click.option("--prefill", type=Counts(), default="1024", show_default=True, help="Lengths of prompts that are read alone.")
+@click.option("--prefill", type=Counts(), help="Lengths of prompts that are read alone.  [default: 1024, or what the engine holds]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds of each measurement.")
 @json_option
-def bench(loading: Loading, batch: list[int], prompt: int, new: int, prefill: list[int], rounds: int, as_json: bool) -> None:
+def bench(loading: Loading, batch: list[int] | None, prompt: int, new: int, prefill: list[int] | None, rounds: int, as_json: bool) -> None:
     """Measure ENGINE, an engine directory, beside this machine's limits."""
     result = measure(loading, batch, prompt, new, prefill, rounds)
     print_json(dataclasses.asdict(result)) if as_json else click.echo(as_text(result))
 
 
-def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: list[int], rounds: int) -> Bench:
+def measure(loading: Loading, batch: list[int] | None, prompt: int, new: int, prefill: list[int] | None, rounds: int) -> Bench:
     from slipway.compiler.machine import measure_limits
     from slipway.runtime.machine import usable_cores
+    from slipway.runtime.manifest import Manifest
 
+    manifest = Manifest.read(loading.path)
+    batch = batch or [count for count in (1, 8, 32) if count <= manifest.limits.max_sequences]
+    prefill = prefill or [min(1024, manifest.limits.max_sequence_length - 1)]
+    check_load(manifest, max(batch), prompt + new, "--prompt and --new")
+    check_load(manifest, 1, max(prefill) + 1, "--prefill and a new token")
     start_time(loading)  # weights come into the page cache
     start_s = statistics.median(start_time(loading) for _ in range(rounds))
     with loading.engine() as engine:
@@ -108,8 +114,8 @@ def measure(loading: Loading, batch: list[int], prompt: int, new: int, prefill: 
         run = _Run(engine, prompt, new, rounds, lambda: measure_limits(threads))
         decoding = [run.decoding(sequences) for sequences in batch]
         reading = [run.prefill(tokens) for tokens in prefill]
-        weights = engine.manifest.recipe.get("precision", {}).get("weights", "")
-        return Bench(engine.manifest.model, weights, threads, run.read_bytes_per_s, run.flops_per_s, start_s, decoding, reading)
+        weights = manifest.recipe.get("precision", {}).get("weights", "")
+        return Bench(manifest.model, weights, threads, run.read_bytes_per_s, run.flops_per_s, start_s, decoding, reading)
 
 
 def start_time(loading: Loading) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 
 from slipway.compiler.cli.options import Loading, json_option, loading_options
-from slipway.compiler.cli.steps import StepGroup, Work, group_steps
+from slipway.compiler.cli.steps import StepGroup, Work, check_load, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text, tokens_text
 
@@ -44,15 +44,17 @@ class Line:
 @click.command(epilog=EPILOG)
 @loading_options
 @click.option("--batch", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Sequences that decode at once.")
-@click.option("--context", type=click.IntRange(1), metavar="N", default=512, show_default=True, help="Cached tokens of each.")
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Cached tokens of each.  [default: 512, or what the engine holds]")
 @click.option("--measure", is_flag=True, help="Run the engine and show the time each step took.")
 @json_option
-def explain(loading: Loading, batch: int, context: int, measure: bool, as_json: bool) -> None:
+def explain(loading: Loading, batch: int, context: int | None, measure: bool, as_json: bool) -> None:
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
     from slipway.compiler.machine import measure_limits
     from slipway.runtime.manifest import Manifest
 
-    manifest, work = Manifest.read(loading.path), Work(batch, context)
+    manifest = Manifest.read(loading.path)
+    work = Work(batch, context or min(512, manifest.limits.max_sequence_length - 1))
+    check_load(manifest, batch, work.context + 1, "--context and a new token")
     limits = measure_limits(loading.threads)
     took_s = measure_steps(loading, work) if measure else None
     lines = [line_of(group, work, limits, took_s) for group in group_steps(manifest)]

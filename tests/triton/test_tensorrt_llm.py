@@ -112,6 +112,7 @@ def test_ids_are_cut_to_their_length():
         (lambda: text(num_return_sequences=[129]), "n: 129, expected a whole number in 1..128"),
         (lambda: text(guided_decoding_guide=[b"a"]), "guided_decoding_guide_type: '', expected one of json, json_schema"),
         (lambda: text(guided_decoding_guide_type=[b"regex"]), "guided_decoding_guide: not given, expected a text for regex"),
+        (lambda: text(temperature=[-3.0]), "temperature: -3.0, expected a number of at least 0"),
         (lambda: text(embedding_bias_words=[b"a"]), "embedding_bias_weights: 0 weights, expected one for each of 1"),
     ],
 )

@@ -59,7 +59,10 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         for _ in range(REPEATS):
             alone.append(decode_rate(worker.ask(prompts.draw(1, PROMPT), NEW)))
             limits.append(measure_limits(threads))
-        at_once = {count: statistics.median(decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for _ in range(REPEATS)) for count in AT_ONCE[1:]}
+        at_once = {
+            count: statistics.median(decode_rate(worker.ask(prompts.draw(count, PROMPT), NEW)) for _ in range(REPEATS))
+            for count in AT_ONCE[1:]
+        }
         firsts = [read_alone(worker, prompts) for _ in range(REPEATS)]
     cold_s, shared_s = (statistics.median(times) for times in zip(*firsts))
     reads = [one.read_bytes_per_s for one in limits]

@@ -83,8 +83,8 @@ def test_explain(cli, engine_dir, limits, golden):
 
 def test_explain_json(cli, engine_dir, limits):
     value = json.loads(cli("explain", engine_dir, "--json").out)
-    assert value["work"] == {"sequences": 1, "context": 512}
-    assert value["steps"][1]["bytes"] == 2 * 512 * 128 and value["steps"][1]["took_s"] is None
+    assert value["work"] == {"sequences": 1, "context": 127}  # the engine holds 128 tokens of a sequence
+    assert value["steps"][1]["bytes"] == 2 * 127 * 128 and value["steps"][1]["took_s"] is None
 
 
 def test_explain_measures(cli, engine_dir, limits, fake, golden):

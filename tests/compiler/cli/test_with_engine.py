@@ -126,6 +126,22 @@ def test_bench(engine):
     assert re.search(r"decode, 3 at once +\d.* tokens/s", text.stdout) and "prompt of 64" in text.stdout, text.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["bench", "--batch", "1,65"], "--batch: 65; expected at most 32, the engine's limits.max_sequences"),
+        (["bench", "--batch", 1, "--prompt", 4000], "--prompt and --new: 4,128; expected at most"),
+        (["bench", "--batch", 1, "--prefill", "16,4096"], "--prefill and a new token: 4,097; expected at most"),
+        (["explain", "--batch", 1000], "--batch: 1,000; expected at most 32"),
+        (["explain", "--context", 5000], "--context and a new token: 5,001; expected at most"),
+    ],
+)
+def test_more_than_an_engine_was_built_for(engine, arguments, found):
+    command, *options = arguments
+    done = slipway(command, engine, *options)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(found), done.stderr
+
+
 def test_a_second_build_takes_everything_from_the_cache(engine):
     start = time.monotonic()
     done = slipway("build", "demo-llama/cpu-bf16", "-o", engine, "--force", "--why")
