@@ -1,4 +1,4 @@
-"""Speed of the linear kernels on Qwen3-0.6B's shapes, beside what plain reading of memory reaches in the same minute.
+"""Speed of the linear kernels on the shapes of Qwen3-0.6B, or of larger models, beside plain reading of memory in the same minute.
 
 python tests/benchmarks/bench_linear.py --rows 1,32 --formats bf16,int4g128
 """
@@ -32,11 +32,12 @@ SHAPES = {  # name: inputs, outputs, gated
     "down": (3072, 1024, False),
     "head": (1024, 151936, False),
 }
+LARGER = {"down_1.7b": (6144, 2048, False), "down_8b": (14336, 4096, False), "gate_up_8b": (4096, 14336, True)}
 
 
 def lower(shape: str, fmt: WeightFormat, target: Target) -> tuple[Kernel, list[np.ndarray], int, int]:
-    inputs, outputs, gated = SHAPES[shape]
-    wide = shape in ("o", "down", "head")
+    inputs, outputs, gated = (SHAPES | LARGER)[shape]
+    wide = shape.startswith(("o", "down", "head"))
     weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     op, weights = (torch.ops.slipway.gated_linear, [weight, weight, "silu"]) if gated else (torch.ops.aten.linear, [weight])
     node = call_node(op.default, torch.zeros(1, inputs).bfloat16().float(), *weights, storage=torch.float32 if wide else torch.bfloat16)
@@ -74,14 +75,14 @@ def measure(kernel: Kernel, lib, memory: np.ndarray, x: Tensor, outputs: int, th
 @click.command()
 @click.option("--rows", default="1,8,32,512", show_default=True)
 @click.option("--formats", default="bf16,int8,int4g128", show_default=True, help=", ".join(map(str, FORMATS)))
-@click.option("--shapes", default=",".join(SHAPES), show_default=True)
+@click.option("--shapes", default=",".join(SHAPES), show_default=True, help=f"also {', '.join(LARGER)}")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--isa", default=host_isa, help="avx2, avx512, avx512_bf16 or amx; default: the strongest here")
 @click.option("--megabytes", default=600, show_default=True, help="of weights to go through, more than any cache holds")
 @click.option("--repeats", default=3, show_default=True)
 def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes: int, repeats: int) -> None:
     target, by_name = Target("cpu", isa), {str(f): f for f in FORMATS}
-    click.echo(f"{'shape':10}{'format':10}{'rows':>6}{'ms':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}")
+    click.echo(f"{'shape':12}{'format':10}{'rows':>6}{'ms':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}")
     for shape in shapes.split(","):
         for fmt in formats.split(","):
             kernel, weights, inputs, outputs = lower(shape, by_name[fmt], target)
@@ -92,7 +93,7 @@ def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes
                 seconds, reading = measure(kernel, lib, copies, x, outputs, threads, repeats)
                 speed = weights[0].nbytes / seconds
                 click.echo(
-                    f"{shape:10}{fmt:10}{count:6}{seconds * 1e3:10.3f}{speed / 1e9:8.1f}{speed / reading:9.0%}"
+                    f"{shape:12}{fmt:10}{count:6}{seconds * 1e3:10.3f}{speed / 1e9:8.1f}{speed / reading:9.0%}"
                     f"{kernel.cost.token_flops * count / seconds / 1e12:9.3f}"
                 )
 

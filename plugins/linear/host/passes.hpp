@@ -83,32 +83,30 @@ struct Pass {
   }
 };
 
-// Of a core's L2: rows that stay while panels pass, the panel in use and the next.
-inline constexpr int64_t cached_bytes = 800'000;
+inline constexpr int64_t part_rows = 128;  // a thread takes a panel with so many rows at a time, so that all finish together
 
-// multiply(pass, its rows as a constant, fetch) for all rows, packed as Rows, and all panels: a thread takes some panels with a part
-// of the rows at a time.
+// multiply(pass, its rows as a constant, fetch) for all rows, packed as Rows, and this thread's parts of panels.
 template <class P, class Rows, int most_rows, class Multiply>
 void each_pass(const Call& call, const float* bias, Multiply multiply) {
   constexpr int least_rows = (most_rows + 1) / 2;  // of several passes of nearly one size
-  constexpr int64_t part_passes = std::max<int64_t>(1, (cached_bytes - 2 * P::panel_bytes) / (Rows::row_bytes * most_rows));
-  const int64_t all_passes = ceil_div(call.rows, most_rows), parts = ceil_div(all_passes, part_passes);
+  const int64_t parts = ceil_div(call.rows, part_rows);
   Stream<panel_chunk<P>> stream(call, P::panels * parts);
-  Ahead<P, most_ahead>::begin(P::panel(call, stream.first() % P::panels));
+  Ahead<P, most_ahead>::begin(P::panel(call, stream.first() / parts));
   const Rows rows = pack_rows<P, Rows>(call);
   const Output<P> output(call, bias);
-  const auto part_begin = [&](int64_t part) { return std::min<int64_t>(all_passes * part / parts * most_rows, call.rows); };
   stream.each([&](int64_t item, int64_t following) {
-    const int64_t part = item / P::panels, index = item % P::panels, end = part_begin(part + 1);
-    const std::byte *panel = P::panel(call, index), *next = P::panel(call, following % P::panels);
-    Pass<P, Rows> pass{rows, output, part_begin(part), index, panel};
+    const int64_t index = item / parts, part = item % parts;
+    const bool stays = following / parts == index;
+    const std::byte *panel = P::panel(call, index), *next = P::panel(call, stays ? std::min<int64_t>(index + 1, P::panels - 1) : following / parts);
+    const int64_t end = call.rows * (part + 1) / parts;
+    Pass<P, Rows> pass{rows, output, call.rows * part / parts, index, panel};
     const int64_t passes = ceil_div(end - pass.row, most_rows);
     if (passes == 1) {
       return with_constant<most_rows>(end - pass.row, [&](auto count) { multiply(pass, count, FetchAhead<P, count>(panel, next)); });
     }
     for (int64_t number = 0; number < passes; ++number) {
       const int64_t share = ceil_div(end - pass.row, passes - number);
-      with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, number, passes)); });
+      with_constant<most_rows, least_rows>(share, [&](auto count) { multiply(pass, count, FetchFollowing<P>(next, part * passes + number, parts * passes)); });
       pass.row += share;
     }
   });
