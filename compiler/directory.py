@@ -1,6 +1,7 @@
 """Assembles an engine directory beside its destination and puts it there, whole, in one step of the file system.
 
-A draft is locked by the process that fills it; one that nobody holds was left by a process that died, and is removed.
+A draft is locked by the process that fills it; one that holds something and that nobody holds was left by a process that died. Ctrl-C
+leaves the old engine or the new one and nothing else, unless a second one comes while the first is cleaned up after.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def publishing(out: pathlib.Path) -> Iterator[pathlib.Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for draft in out.parent.glob(f".{glob.escape(out.name)}.*.draft"):
         with contextlib.suppress(OSError), _locked(draft):
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
     with _draft(out.parent, out.name) as draft, _locked(draft):
         yield draft
         for path in [*draft.rglob("*"), draft]:
@@ -58,16 +59,23 @@ def publishing(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _draft(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """A new folder, gone at the end even where Ctrl-C cuts its making or its removal short."""
+    """A new folder, gone at the end."""
     draft = parent / f".{name}.{secrets.token_hex(4)}.draft"
     try:
         draft.mkdir()
         yield draft
     finally:
         try:
-            shutil.rmtree(draft, ignore_errors=True)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
+        finally:  # where Ctrl-C cuts the first short
+            _remove(draft)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:  # Ctrl-C can make it close a descriptor twice, which then takes the place of Ctrl-C
+        raise error.__context__ or error from None
 
 
 def replace_folder(draft: pathlib.Path, out: pathlib.Path) -> None:
@@ -92,13 +100,19 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
 
 def _exchange_by_turns(draft: pathlib.Path, out: pathlib.Path) -> None:
     old = draft.with_suffix(".old")
-    os.rename(out, old)
+
+    def tidy() -> None:
+        if old.exists():
+            os.rename(old, draft if out.exists() else out)
+
     try:
+        os.rename(out, old)
         os.rename(draft, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    os.rename(old, draft)
+    finally:
+        try:
+            tidy()
+        finally:  # where Ctrl-C cuts the first short
+            tidy()
 
 
 @contextlib.contextmanager

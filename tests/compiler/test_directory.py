@@ -149,8 +149,8 @@ def test_drafts_of_dead_processes_are_swept_and_others_kept(tmp_path):
 
 
 def interrupted_at(moment, action):
-    """Runs `action` with Ctrl-C at the moment-th point at which Python looks at signals: on entering a function, on leaving one written
-    in C. -> whether it got there"""
+    """Runs `action` with Ctrl-C at the moment-th entry into a function or return from one written in C: nearly all points at which Python
+    looks at signals (it does so at the end of a loop's body, too). -> whether it got there"""
     count, reached = itertools.count(), False
 
     def profile(frame, event, argument):
@@ -164,14 +164,14 @@ def interrupted_at(moment, action):
         sys.setprofile(profile)
         action()
         sys.setprofile(None)
-    except (KeyboardInterrupt, OSError, UserError) as error:  # rmtree closes its folder twice when it is cut short: OSError for Ctrl-C
-        assert isinstance(error, KeyboardInterrupt) or "Bad file descriptor" in str(error)
+    except KeyboardInterrupt:
+        pass
     return reached
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that is being collected ends no process
 @pytest.mark.parametrize("replaces", [False, True])
-def test_ctrl_c_at_any_moment_leaves_the_old_engine_or_the_new_one(tmp_path, replaces):
+def test_ctrl_c_at_any_moment_leaves_the_old_engine_or_the_new_one(tmp_path, replaces, file_system):
     out = tmp_path / "engine"
     for moment in itertools.count():
         shutil.rmtree(out, ignore_errors=True)
