@@ -239,7 +239,7 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
             verify.try_loading(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
     return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified,
-                       tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
+                       has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
 
 
 def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],

@@ -22,7 +22,7 @@ AT_ONCE = (1, 8, 32)
 PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
-REPEATS = 3  # of every work, in a turn; the median counts
+REPEATS = 3  # of every work but the start, in a turn; the median counts
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Figures:
 
 
 def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tuple[Figures, MachineLimits]:
-    """One turn, and the machine's limits meanwhile. seed: all contestants of a round have the same prompts."""
+    """One turn, and the machine's limits around the decoding of one sequence. seed: all contestants of a round have the same prompts."""
     contestant.bring_files(logs)
     started = time.perf_counter()
     with contestant.worker(logs) as worker:
