@@ -17,7 +17,7 @@ from slipway.runtime.grammar import Grammar, GrammarCompiler
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.requests import Completion, Delta, Logprob, Request, RequestMetrics
 from slipway.runtime.sampling import SamplingParams
-from slipway.runtime.step_times import median_step_seconds
+from slipway.runtime.step_times import ROUNDS, median_step_seconds
 from slipway.runtime.vocabulary import Vocabulary
 
 __all__ = [
@@ -175,8 +175,8 @@ class Engine:
         """Counters, gauges and histograms by name; times in seconds."""
         return self._native.metrics()
 
-    def time_steps(self, *, sequences: int, context: int, rounds: int = 9) -> list[float]:
-        """Seconds each step of the plan takes when `sequences` sequences decode with `context` cached tokens each."""
+    def time_steps(self, *, sequences: int, context: int, rounds: int = ROUNDS) -> list[float]:
+        """Seconds each step of the plan takes when so many sequences decode with `context` cached tokens each; medians of `rounds`."""
         return median_step_seconds(self, sequences, context, rounds)
 
     def close(self, drain: bool = True) -> None:

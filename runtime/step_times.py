@@ -7,17 +7,21 @@ import statistics
 from slipway.runtime.errors import EngineError
 from slipway.runtime.sampling import SamplingParams
 
+ROUNDS = 9
+
 
 def median_step_seconds(engine, sequences: int, context: int, rounds: int) -> list[float]:
     """Medians over `rounds` decoding steps of `sequences` sequences with about `context` cached tokens. Needs an idle engine."""
     limits, vocab_size = engine.manifest.limits, engine.manifest.plan.vocab_size
     if not 1 <= sequences <= limits.max_sequences:
         raise EngineError("sequences", f"{sequences}", f"1..{limits.max_sequences}")
-    if context + rounds >= limits.max_sequence_length:
-        raise EngineError("context", f"{context}", f"less than {limits.max_sequence_length - rounds}")
+    blocks = sum(engine.metrics()[f"kv_blocks_{state}"] for state in ("free", "cached", "owned"))
+    longest = min(limits.max_sequence_length, int(blocks) // sequences * engine.manifest.plan.kv.block_size)
+    if not 1 <= context < longest - rounds:
+        raise EngineError("context", f"{context}", f"1..{longest - rounds - 1}", "more kv_tokens, or fewer sequences")
     # While other prompts are still being read, the first to finish decode alone: they must outlast that.
     prefills = -(-sequences * context // limits.max_batch_tokens)
-    tokens = min(rounds + 2 * prefills + 2, limits.max_sequence_length - context)
+    tokens = min(rounds + 2 * prefills + 2, longest - context)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     engine._native.record_step_times(True)
     try:
@@ -27,7 +31,7 @@ def median_step_seconds(engine, sequences: int, context: int, rounds: int) -> li
     decoding = [seconds for num_tokens, num_sequences, seconds in engine._native.take_step_times()
                 if num_tokens == num_sequences == sequences]
     if not decoding:
-        raise EngineError("sequences", f"{sequences} never decoded together", hint="fewer sequences, or a larger KV cache")
+        raise EngineError("sequences", f"{sequences} never decoded together", hint="fewer sequences, or a shorter context")
     return [statistics.median(times) for times in zip(*decoding[-rounds:], strict=True)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import random
 import statistics
 import subprocess
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 
 import click
 
+from slipway.compiler.cli.capacity import Capacity
 from slipway.compiler.cli.options import Loading, json_option, loading_options
-from slipway.compiler.cli.steps import Work, check_load, group_steps
+from slipway.compiler.cli.steps import Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 
@@ -22,6 +24,7 @@ EPILOG = """
 Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
 reading the step's bytes (weights and KV cache) once from memory would take, over the time it took: more than 100 % where they fit the
 caches. Tokens are random, greedy, and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read.
+What is not given is less than its default where the engine holds less.
 
 \b
 Examples:
@@ -63,9 +66,30 @@ class Bench:
     threads: int
     read_bytes_per_s: float
     flops_per_s: float
-    start_s: float  # from starting a process to the first token of a 16-token prompt
+    start_s: float  # from starting a process to the first token of a prompt of 16, or fewer where the engine holds fewer
     decoding: list[Decoding]
     prefill: list[Prefill]
+
+
+@dataclass(frozen=True)
+class Load:
+    """batch: numbers of sequences at once, of `prompt` and `new` tokens each. prefill, start: tokens of prompts that are read alone."""
+
+    batch: list[int]
+    prompt: int
+    new: int
+    prefill: list[int]
+    start: int
+
+    @classmethod
+    def within(cls, capacity: Capacity, batch: list[int] | None, prompt: int | None, new: int | None, prefill: list[int] | None) -> Load:
+        """None for the default, or what there is capacity for. Raises UserError where there is none for what was asked for."""
+        prompt, new = (given or max(2, min(128, capacity.tokens // 2)) for given in (prompt, new))
+        batch = batch or [count for count in (1, 8, 32) if capacity.takes(count, prompt + new)] or [1]
+        prefill = prefill or [min(1024, capacity.tokens - 1)]
+        capacity.check(max(batch), prompt + new, "--prompt and --new")
+        capacity.check(1, max(prefill) + 1, "--prefill and a new token")
+        return cls(batch, prompt, new, prefill, min(16, capacity.tokens - 1))
 
 
 class Counts(click.ParamType):
@@ -84,52 +108,55 @@ class Counts(click.ParamType):
 
 @click.command(epilog=EPILOG)
 @loading_options
-@click.option("--batch", type=Counts(), help="Sequences that decode at once.  [default: 1,8,32, as far as the engine takes them]")
-@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Prompt tokens of each.")
-@click.option("--new", type=click.IntRange(2), default=128, show_default=True, metavar="N", help="New tokens of each.")
-@click.option("--prefill", type=Counts(), help="Lengths of prompts that are read alone.  [default: 1024, or what the engine holds]")
+@click.option("--batch", type=Counts(), help="Sequences that decode at once.  [default: 1,8,32]")
+@click.option("--prompt", type=click.IntRange(1), metavar="N", help="Prompt tokens of each.  [default: 128]")
+@click.option("--new", type=click.IntRange(2), metavar="N", help="New tokens of each.  [default: 128]")
+@click.option("--prefill", type=Counts(), help="Lengths of prompts that are read alone.  [default: 1024]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds of each measurement.")
 @json_option
-def bench(loading: Loading, batch: list[int] | None, prompt: int, new: int, prefill: list[int] | None, rounds: int, as_json: bool) -> None:
+def bench(loading: Loading, rounds: int, as_json: bool, **load: int | list[int] | None) -> None:
     """Measure ENGINE, an engine directory, beside this machine's limits."""
-    result = measure(loading, batch, prompt, new, prefill, rounds)
+    result = measure(loading, load, rounds)
     print_json(dataclasses.asdict(result)) if as_json else click.echo(as_text(result))
 
 
-def measure(loading: Loading, batch: list[int] | None, prompt: int, new: int, prefill: list[int] | None, rounds: int) -> Bench:
+def measure(loading: Loading, load: dict, rounds: int) -> Bench:
+    """load: Load's fields, None for what the user left open."""
     from slipway.compiler.machine import measure_limits
     from slipway.runtime.machine import usable_cores
     from slipway.runtime.manifest import Manifest
 
     manifest = Manifest.read(loading.path)
-    batch = batch or [count for count in (1, 8, 32) if count <= manifest.limits.max_sequences]
-    prefill = prefill or [min(1024, manifest.limits.max_sequence_length - 1)]
-    check_load(manifest, max(batch), prompt + new, "--prompt and --new")
-    check_load(manifest, 1, max(prefill) + 1, "--prefill and a new token")
-    start_time(loading)  # weights come into the page cache
-    start_s = statistics.median(start_time(loading) for _ in range(rounds))
+    load = Load.within(Capacity.of(manifest, loading.kv_tokens), **load)
+    with loading.engine():
+        pass  # an engine that does not load is told of here; weights come into the page cache
+    start_s = statistics.median(start_time(loading, load.start) for _ in range(rounds))
     with loading.engine() as engine:
         time.sleep(REST_S)
         threads = loading.threads or usable_cores()
-        run = _Run(engine, prompt, new, rounds, lambda: measure_limits(threads))
-        decoding = [run.decoding(sequences) for sequences in batch]
-        reading = [run.prefill(tokens) for tokens in prefill]
+        run = _Run(engine, load.prompt, load.new, rounds, lambda: measure_limits(threads))
+        decoding = [run.decoding(sequences) for sequences in load.batch]
+        reading = [run.prefill(tokens) for tokens in load.prefill]
         weights = manifest.recipe.get("precision", {}).get("weights", "")
         return Bench(manifest.model, weights, threads, run.read_bytes_per_s, run.flops_per_s, start_s, decoding, reading)
 
 
-def start_time(loading: Loading) -> float:
-    """Seconds from starting a process until it has the first token of a 16-token prompt."""
-    code = ("import sys; from slipway.runtime.engine import Engine, SamplingParams\n"
-            "with Engine.load(sys.argv[1], verify=sys.argv[2] == 'True') as engine:\n"
-            "    engine.generate([list(range(16))], SamplingParams(max_tokens=1, temperature=0)); print('first', flush=True)\n"
+def start_time(loading: Loading, prompt: int) -> float:
+    """Seconds from starting a process until it has the first token of a prompt of so many tokens."""
+    code = ("import json, sys; from slipway.runtime.engine import Engine, SamplingParams\n"
+            "with Engine.load(sys.argv[1], **json.loads(sys.argv[2])) as engine:\n"
+            "    engine.generate([list(range(int(sys.argv[3])))], SamplingParams(max_tokens=1, temperature=0)); print('first', flush=True)\n"
             "    sys.stdin.read()")  # fmt: skip
+    options = {"threads": loading.threads, "kv_tokens": loading.kv_tokens, "verify": loading.verify}
+    command = [sys.executable, "-c", code, str(loading.path), json.dumps(options), str(prompt)]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, str(loading.path), str(loading.verify)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
-        process.stdout.readline()
+        line = process.stdout.readline()
         taken = time.perf_counter() - started
         process.stdin.close()
+    if line != b"first\n":
+        raise RuntimeError(f"a process that loads {loading.path} ended with {process.returncode} before its first token")
     return taken
 
 
@@ -166,7 +193,7 @@ class _Run:
         for _ in range(self.rounds):
             prompt = self._tokens(tokens)
             cold.append(self._first_token(prompt))
-            warm.append(self._first_token(prompt[:-16] + self._tokens(16)))
+            warm.append(self._first_token(prompt[:-16] + self._tokens(min(16, tokens))))
         return Prefill(tokens, statistics.median(cold), statistics.median(warm))
 
     def _tokens(self, count: int) -> list[int]:

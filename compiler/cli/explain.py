@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import click
 
+from slipway.compiler.cli.capacity import Capacity
 from slipway.compiler.cli.options import Loading, json_option, loading_options
-from slipway.compiler.cli.steps import StepGroup, Work, check_load, group_steps
+from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text, tokens_text
 
@@ -18,7 +19,7 @@ from one step to the next is read faster: a small model may reach more than 100%
 
 \b
 Examples:
-  slipway explain engine                          one sequence, 512 tokens in its cache
+  slipway explain engine                          one sequence, 512 tokens in its cache, or what it holds
   slipway explain engine --batch 32 --context 256
   slipway explain engine --measure                beside the time each step took
 """
@@ -51,10 +52,12 @@ def explain(loading: Loading, batch: int, context: int | None, measure: bool, as
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
     from slipway.compiler.machine import measure_limits
     from slipway.runtime.manifest import Manifest
+    from slipway.runtime.step_times import ROUNDS
 
     manifest = Manifest.read(loading.path)
-    work = Work(batch, context or min(512, manifest.limits.max_sequence_length - 1))
-    check_load(manifest, batch, work.context + 1, "--context and a new token")
+    capacity, steps = Capacity.of(manifest, loading.kv_tokens), ROUNDS + 1 if measure else 1
+    work = Work(batch, context or max(1, min(512, capacity.tokens - steps)))
+    capacity.check(batch, work.context + steps, f"--context and {f'{steps} new tokens, to measure' if measure else 'a new token'}")
     limits = measure_limits(loading.threads)
     took_s = measure_steps(loading, work) if measure else None
     lines = [line_of(group, work, limits, took_s) for group in group_steps(manifest)]

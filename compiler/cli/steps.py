@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from slipway.compiler.errors import UserError
-
 LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=_)\d+$")
 
 
@@ -43,14 +41,6 @@ class StepGroup:
         return sum(
             cost.get("token_flops", 0) * work.tokens + cost.get("kv_flops", 0) * work.sequences * work.context for cost in self.costs
         )
-
-
-def check_load(manifest, sequences: int, tokens: int, what: str) -> None:
-    """Raises UserError for more sequences at once, or more `tokens` of one (`what` adds up to them), than the engine was built for."""
-    limits = manifest.limits
-    for option, wanted, name in (("--batch", sequences, "max_sequences"), (what, tokens, "max_sequence_length")):
-        if wanted > (most := getattr(limits, name)):
-            raise UserError(option, f"{wanted:,}", f"at most {most:,}, the engine's limits.{name}")
 
 
 def group_steps(manifest) -> list[StepGroup]:

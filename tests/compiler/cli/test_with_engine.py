@@ -126,14 +126,23 @@ def test_bench(engine):
     assert re.search(r"decode, 3 at once +\d.* tokens/s", text.stdout) and "prompt of 64" in text.stdout, text.stderr
 
 
+def test_defaults_are_what_the_engine_holds(engine):
+    measured, explained = (slipway(*command, engine, "--kv-tokens", 64, "--json") for command in (["bench", "--rounds", 1], ["explain", "--measure"]))
+    bench = json.loads(measured.stdout)
+    assert [d["sequences"] for d in bench["decoding"]] == [1] and [p["tokens"] for p in bench["prefill"]] == [63]
+    assert json.loads(explained.stdout)["work"] == {"sequences": 1, "context": 54}
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
         (["bench", "--batch", "1,65"], "--batch: 65; expected at most 32, the engine's limits.max_sequences"),
         (["bench", "--batch", 1, "--prompt", 4000], "--prompt and --new: 4,128; expected at most"),
         (["bench", "--batch", 1, "--prefill", "16,4096"], "--prefill and a new token: 4,097; expected at most"),
+        (["bench", "--batch", 8, "--kv-tokens", 512], "--prompt and --new, of 8 sequences: 2,048 tokens in the KV cache; expected at most 512"),
         (["explain", "--batch", 1000], "--batch: 1,000; expected at most 32"),
         (["explain", "--context", 5000], "--context and a new token: 5,001; expected at most"),
+        (["explain", "--context", 2040, "--measure"], "--context and 10 new tokens, to measure: 2,050; expected at most 2,048"),
     ],
 )
 def test_more_than_an_engine_was_built_for(engine, arguments, found):
