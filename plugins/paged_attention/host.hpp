@@ -134,26 +134,23 @@ class Attention {
     return {std::max(begin - origin, 0), std::min(position + 1 - origin, chunk)};
   }
 
-  // Asks for what another core has just written: the step's queries, of many rows the first; keys and values where the item writes
-  // them.
+  // Asks for what another core has just written: the first queries of the step, the others come as these are prepared; keys and values
+  // where the item writes them.
   void expect_queries(const Rows& rows) const {
-    for (int r = 0; r < std::min(rows.count, few_rows); ++r) prefetch_head(query(rows, r));
+    for (int r = 0; r < std::min(rows.count, few_rows); ++r) prefetch_head<Shape>(query(rows, r));
   }
   void expect(const Rows& rows) const {
     expect_queries(rows);
     if (!writes_itself<Shape>(batch_, rows.seq)) return;
     for (int row = batch_.cu_seqlens[rows.seq]; row < batch_.cu_seqlens[rows.seq + 1]; ++row) {
-      prefetch_head(call_.inputs[1].row<typename Shape::Key>(row) + rows.kv_head * Shape::head_dim);
-      prefetch_head(call_.inputs[2].row<typename Shape::Value>(row) + rows.kv_head * Shape::head_dim);
+      prefetch_head<Shape>(key_of<Shape>(call_, row, rows.kv_head));
+      prefetch_head<Shape>(value_of<Shape>(call_, row, rows.kv_head));
     }
-  }
-  template <class T>
-  static void prefetch_head(const T* at) {
-    for (int i = 0; i < Shape::head_dim; i += 64 / sizeof(T)) prefetch_line(at + i);
   }
 
   void prepare_queries(const Rows& rows) {
     for (int r = 0; r < rows.count; ++r) {
+      if (r + few_rows < rows.count) prefetch_head<Shape>(query(rows, r + few_rows));
       const Head<Shape> head = make_query(weights_, query(rows, r), batch_.positions[token_row(rows, r)]);
       Cache::prepare(head, local_.queries[r / tile_rows], r % tile_rows);
       values_ahead_.step(head_steps);

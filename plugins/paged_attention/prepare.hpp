@@ -59,6 +59,21 @@ void store_and_clear(const Call& call, const Token& token, int kv_head, const He
   for (int slot = token.slot() + 1; slot < block_size; ++slot) store(Head<Shape>(), block, slot);
 }
 
+// Of a row of the step.
+template <class Shape>
+const typename Shape::Key* key_of(const Call& call, int row, int kv_head) {
+  return call.inputs[1].row<typename Shape::Key>(row) + kv_head * Shape::head_dim;
+}
+template <class Shape>
+const typename Shape::Value* value_of(const Call& call, int row, int kv_head) {
+  return call.inputs[2].row<typename Shape::Value>(row) + kv_head * Shape::head_dim;
+}
+
+template <class Shape, class T>
+void prefetch_head(const T* at) {
+  for (int i = 0; i < Shape::head_dim; i += 64 / sizeof(T)) prefetch_line(at + i);
+}
+
 // Scaled so that scores come in units of log2.
 template <class Shape>
 Head<Shape> make_query(const Weights<Shape>& weights, const typename Shape::Query* in, int position) {
@@ -71,7 +86,7 @@ Head<Shape> make_query(const Weights<Shape>& weights, const typename Shape::Quer
 
 template <class Shape>
 void write_key(const Call& call, const Weights<Shape>& weights, const Token& token, int kv_head) {
-  Head<Shape> k(call.inputs[1].row<typename Shape::Key>(token.row) + kv_head * Shape::head_dim);
+  Head<Shape> k(key_of<Shape>(call, token.row, kv_head));
   if constexpr (Shape::norms_k) k.normalize(weights.k_norm);
   if constexpr (Shape::rotary_dim > 0) k.rotate(weights.rotation(token.position));
   store_and_clear(call, token, kv_head, k, Shape::Cache::store_key);
@@ -79,7 +94,7 @@ void write_key(const Call& call, const Weights<Shape>& weights, const Token& tok
 
 template <class Shape>
 void write_value(const Call& call, const Token& token, int kv_head) {
-  const Head<Shape> v(call.inputs[2].row<typename Shape::Value>(token.row) + kv_head * Shape::head_dim);
+  const Head<Shape> v(value_of<Shape>(call, token.row, kv_head));
   store_and_clear(call, token, kv_head, v, Shape::Cache::store_value);
 }
 
@@ -106,12 +121,19 @@ void write_cache(const Call& call, bool of_all) {
   for (int64_t begin; (begin = call.tickets[0].claim(grain)) < items;) {
     for (int64_t item = begin; item < std::min(begin + grain, items); ++item) {
       const int head = static_cast<int>(item % heads), first = static_cast<int>(item / heads) * run_tokens;
-      Tokens tokens(*call.batch, first);
-      for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
-        const Token token = tokens.next();
-        if (!of_all && writes_itself<Shape>(*call.batch, token.seq)) continue;
-        if (head < Shape::kv_heads) write_key(call, weights, token, head);
-        else write_value<Shape>(call, token, head - Shape::kv_heads);
+      const auto each_token = [&](auto body) {
+        Tokens tokens(*call.batch, first);
+        for (int row = first; row < std::min(first + run_tokens, num_tokens); ++row) {
+          const Token token = tokens.next();
+          if (of_all || !writes_itself<Shape>(*call.batch, token.seq)) body(token);
+        }
+      };
+      if (head < Shape::kv_heads) {
+        each_token([&](const Token& token) { prefetch_head<Shape>(key_of<Shape>(call, token.row, head)); });
+        each_token([&](const Token& token) { write_key(call, weights, token, head); });
+      } else {
+        each_token([&](const Token& token) { prefetch_head<Shape>(value_of<Shape>(call, token.row, head - Shape::kv_heads)); });
+        each_token([&](const Token& token) { write_value<Shape>(call, token, head - Shape::kv_heads); });
       }
     }
   }
