@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 
 from slipway.runtime.errors import EngineError
 
@@ -26,48 +27,55 @@ def from_json(kind, value, where: str):
 
     Raises EngineError at `where` plus the JSON path for a wrong type, an unknown key or a missing one.
     """
+    return _reader(kind)(value, where)
+
+
+@functools.cache
+def _reader(kind) -> Callable:
+    """(value, path) -> the value as `kind`. path: text, or a path and the key that follows it, made text where there is an error."""
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, where)
+        return _dataclass_reader(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        chosen = next(option for option in arguments if option is not type(None))
-        return None if value is None else from_json(chosen, value, where)
+        read = _reader(next(option for option in arguments if option is not type(None)))
+        return lambda value, path: None if value is None else read(value, path)
     if origin is tuple:
-        items = _expect(list, value, where)
-        return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        read = _reader(arguments[0])
+        return lambda value, path: tuple([read(item, (path, i)) for i, item in enumerate(_expect(list, value, path))])
     if origin is dict:
-        items = _expect(dict, value, where)
-        return {key: from_json(arguments[1], item, f"{where}.{key}") for key, item in items.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    return _expect(kind, value, where)
+        read = _reader(arguments[1])
+        return lambda value, path: {key: read(item, (path, key)) for key, item in _expect(dict, value, path).items()}
+    if kind is float:
+        return lambda value, path: float(value) if type(value) is int else _expect(float, value, path)
+    return lambda value, path: _expect(kind, value, path)
 
 
-def _dataclass(kind, value, where: str):
-    _expect(dict, value, where)
-    types_by_name = _hints(kind)
-    for name in value:
-        if name not in types_by_name:
-            raise EngineError(where, f"unknown key {name!r}", f"one of {', '.join(types_by_name)}")
-    for name in _required(kind):
-        if name not in value:
-            raise EngineError(where, f"no key {name!r}")
-    return kind(**{name: from_json(types_by_name[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-@functools.cache
-def _hints(kind) -> dict:
+def _dataclass_reader(kind) -> Callable:
     hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-
-
-@functools.cache
-def _required(kind) -> tuple[str, ...]:
     missing = dataclasses.MISSING
-    return tuple(f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
+    readers = {f.name: _reader(hints[f.name]) for f in dataclasses.fields(kind)}
+    required = {f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing}
+
+    def read(value, path):
+        _expect(dict, value, path)
+        if not value.keys() <= readers.keys():
+            unknown = next(name for name in value if name not in readers)
+            raise EngineError(_text(path), f"unknown key {unknown!r}", f"one of {', '.join(readers)}")
+        if not required <= value.keys():
+            raise EngineError(_text(path), f"no key {next(name for name in readers if name in required - value.keys())!r}")
+        return kind(**{name: readers[name](item, (path, name)) for name, item in value.items()})
+
+    return read
 
 
-def _expect(kind, value, where: str):
+def _expect(kind, value, path):
     if type(value) is not kind:  # bool is an int to isinstance
-        raise EngineError(where, f"found {type(value).__name__} {str(value)[:40]!r}", kind.__name__)
+        raise EngineError(_text(path), f"found {type(value).__name__} {str(value)[:40]!r}", kind.__name__)
     return value
+
+
+def _text(path) -> str:
+    if isinstance(path, str):
+        return path
+    before, key = path
+    return _text(before) + (f"[{key}]" if isinstance(key, int) else f".{key}")

@@ -57,7 +57,7 @@ class Vocabulary:
         if ends[-1] != len(data):
             raise EngineError(str(path), f"{len(data)} bytes", f"{ends[-1]}", "the engine is damaged: copy or build it again")
         pieces = [data[begin:end] for begin, end in itertools.pairwise(ends)]
-        return cls(pieces, [bool(flag) for flag in data[start - size : start]], bool(strips))
+        return cls(pieces, list(map(bool, data[start - size : start])), bool(strips))
 
 
 def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
