@@ -1,6 +1,6 @@
 """Assembles an engine directory beside its destination and puts it there, whole, in one step of the file system.
 
-A draft is locked by the process that fills it; one that holds something and that nobody holds was left by a process that died. Ctrl-C
+A draft is locked by the process that fills it; one that nobody holds was left by a process that died, and is removed. Ctrl-C
 leaves the old engine or the new one and nothing else, unless a second one comes while the first is cleaned up after.
 """
 

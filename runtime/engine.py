@@ -171,6 +171,12 @@ class Engine:
         """Why the engine serves no more although nobody closed it; None while it serves. All its requests have then ended."""
         return self._dispatcher.failure
 
+    @property
+    def kv_tokens(self) -> int:
+        """How many the KV cache holds."""
+        metrics = self.metrics()
+        return int(sum(metrics[f"kv_blocks_{state}"] for state in ("free", "cached", "owned"))) * self.manifest.plan.kv.block_size
+
     def metrics(self) -> dict[str, float]:
         """Counters, gauges and histograms by name; times in seconds."""
         return self._native.metrics()

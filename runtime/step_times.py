@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from slipway.runtime.capacity import Capacity
 from slipway.runtime.errors import EngineError
 from slipway.runtime.sampling import SamplingParams
 
@@ -15,13 +16,11 @@ def median_step_seconds(engine, sequences: int, context: int, rounds: int) -> li
     limits, vocab_size = engine.manifest.limits, engine.manifest.plan.vocab_size
     if not 1 <= sequences <= limits.max_sequences:
         raise EngineError("sequences", f"{sequences}", f"1..{limits.max_sequences}")
-    blocks = sum(engine.metrics()[f"kv_blocks_{state}"] for state in ("free", "cached", "owned"))
-    longest = min(limits.max_sequence_length, int(blocks) // sequences * engine.manifest.plan.kv.block_size)
-    if not 1 <= context < longest - rounds:
-        raise EngineError("context", f"{context}", f"1..{longest - rounds - 1}", "more kv_tokens, or fewer sequences")
-    # While other prompts are still being read, the first to finish decode alone: they must outlast that.
-    prefills = -(-sequences * context // limits.max_batch_tokens)
-    tokens = min(rounds + 2 * prefills + 2, longest - context)
+    longest = Capacity.of(engine.manifest, engine.kv_tokens).tokens_of(sequences)
+    tokens = tokens_to_measure(limits, sequences, context, rounds)
+    if context < 1 or context + tokens > longest:
+        hint = "more kv_tokens, or fewer sequences" if longest < limits.max_sequence_length else ""
+        raise EngineError("context", f"{context}, and {tokens} new tokens", f"at most {longest} together for each of {sequences}", hint)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     engine._native.record_step_times(True)
     try:
@@ -33,6 +32,12 @@ def median_step_seconds(engine, sequences: int, context: int, rounds: int) -> li
     if not decoding:
         raise EngineError("sequences", f"{sequences} never decoded together", hint="fewer sequences, or a shorter context")
     return [statistics.median(times) for times in zip(*decoding[-rounds:], strict=True)]
+
+
+def tokens_to_measure(limits, sequences: int, context: int, rounds: int = ROUNDS) -> int:
+    """New tokens of each sequence. While other prompts are still being read, the first to finish decode alone: they must outlast that."""
+    prefills = -(-sequences * context // limits.max_batch_tokens)
+    return rounds + 1 + (2 * prefills + 1 if sequences > 1 else 0)
 
 
 def _prompt(number: int, context: int, vocab_size: int) -> list[int]:

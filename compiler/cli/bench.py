@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import click
 
-from slipway.compiler.cli.capacity import Capacity
+from slipway.compiler.cli.capacity import check_load
 from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
+from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 
 EPILOG = """
@@ -82,14 +83,16 @@ class Load:
     start: int
 
     @classmethod
-    def within(cls, capacity: Capacity, batch: list[int] | None, prompt: int | None, new: int | None, prefill: list[int] | None) -> Load:
+    def within(cls, capacity, batch: list[int] | None, prompt: int | None, new: int | None, prefill: list[int] | None) -> Load:
         """None for the default, or what there is capacity for. Raises UserError where there is none for what was asked for."""
-        prompt, new = (given or max(2, min(128, capacity.tokens // 2)) for given in (prompt, new))
+        longest, alone = capacity.tokens_of(max(batch or [1])), capacity.tokens_of(1)
+        prompt = prompt or max(2, min(128, longest - new if new else longest // 2))
+        new = new or max(2, min(128, longest - prompt))
         batch = batch or [count for count in (1, 8, 32) if capacity.takes(count, prompt + new)] or [1]
-        prefill = prefill or [min(1024, capacity.tokens - 1)]
-        capacity.check(max(batch), prompt + new, "--prompt and --new")
-        capacity.check(1, max(prefill) + 1, "--prefill and a new token")
-        return cls(batch, prompt, new, prefill, min(16, capacity.tokens - 1))
+        prefill = prefill or [min(1024, alone - 1)]
+        check_load(capacity, max(batch), prompt + new, "--prompt and --new")
+        check_load(capacity, 1, max(prefill) + 1, "--prefill and a new token")
+        return cls(batch, prompt, new, prefill, min(16, alone - 1))
 
 
 class Counts(click.ParamType):
@@ -123,13 +126,14 @@ def bench(loading: Loading, rounds: int, as_json: bool, **load: int | list[int] 
 def measure(loading: Loading, load: dict, rounds: int) -> Bench:
     """load: Load's fields, None for what the user left open."""
     from slipway.compiler.machine import measure_limits
+    from slipway.runtime.capacity import Capacity
     from slipway.runtime.machine import usable_cores
     from slipway.runtime.manifest import Manifest
 
     manifest = Manifest.read(loading.path)
-    load = Load.within(Capacity.of(manifest, loading.kv_tokens), **load)
-    with loading.engine():
-        pass  # an engine that does not load is told of here; weights come into the page cache
+    asked, load = load, Load.within(Capacity.of(manifest, loading.kv_tokens), **load)
+    with loading.engine() as engine:  # one that does not load is told of here; weights come into the page cache
+        load = Load.within(Capacity.of(manifest, engine.kv_tokens), **asked)
     start_s = statistics.median(start_time(loading, load.start) for _ in range(rounds))
     with loading.engine() as engine:
         time.sleep(REST_S)
@@ -156,7 +160,7 @@ def start_time(loading: Loading, prompt: int) -> float:
         taken = time.perf_counter() - started
         process.stdin.close()
     if line != b"first\n":
-        raise RuntimeError(f"a process that loads {loading.path} ended with {process.returncode} before its first token")
+        raise UserError(str(loading.path), f"a process that loads it ended with {process.returncode} before its first token", hint="see above")
     return taken
 
 

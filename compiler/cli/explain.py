@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from slipway.compiler.cli.capacity import Capacity
+from slipway.compiler.cli.capacity import check_load
 from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
@@ -51,13 +51,20 @@ class Line:
 def explain(loading: Loading, batch: int, context: int | None, measure: bool, as_json: bool) -> None:
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
     from slipway.compiler.machine import measure_limits
+    from slipway.runtime.capacity import Capacity
     from slipway.runtime.manifest import Manifest
-    from slipway.runtime.step_times import ROUNDS
+    from slipway.runtime.step_times import tokens_to_measure
 
     manifest = Manifest.read(loading.path)
-    capacity, steps = Capacity.of(manifest, loading.kv_tokens), ROUNDS + 1 if measure else 1
-    work = Work(batch, context or max(1, min(512, capacity.tokens - steps)))
-    capacity.check(batch, work.context + steps, f"--context and {f'{steps} new tokens, to measure' if measure else 'a new token'}")
+    capacity = Capacity.of(manifest, loading.kv_tokens)
+
+    def new_tokens(context: int) -> int:
+        return tokens_to_measure(manifest.limits, batch, context) if measure else 1
+
+    fitting = (few for few in range(512, 0, -1) if few + new_tokens(few) <= capacity.tokens_of(batch))
+    work = Work(batch, context or next(fitting, 1))
+    new = new_tokens(work.context)
+    check_load(capacity, batch, work.context + new, f"--context and {f'{new} new tokens, to measure' if measure else 'a new token'}")
     limits = measure_limits(loading.threads)
     took_s = measure_steps(loading, work) if measure else None
     lines = [line_of(group, work, limits, took_s) for group in group_steps(manifest)]

@@ -81,6 +81,11 @@ def test_explain(cli, engine_dir, limits, golden):
     golden("cli/explain_output.txt", outcome.out)
 
 
+def test_explain_takes_what_as_many_sequences_hold(cli, engine_dir, limits):
+    value = json.loads(cli("explain", engine_dir, "--batch", 4, "--json").out)
+    assert value["work"] == {"sequences": 4, "context": 95}  # 16 blocks: three of 32 tokens each, and one kept free for each that runs
+
+
 def test_explain_json(cli, engine_dir, limits):
     value = json.loads(cli("explain", engine_dir, "--json").out)
     assert value["work"] == {"sequences": 1, "context": 127}  # the engine holds 128 tokens of a sequence

@@ -137,9 +137,9 @@ def test_defaults_are_what_the_engine_holds(engine):
     ("arguments", "found"),
     [
         (["bench", "--batch", "1,65"], "--batch: 65; expected at most 32, the engine's limits.max_sequences"),
-        (["bench", "--batch", 1, "--prompt", 4000], "--prompt and --new: 4,128; expected at most"),
+        (["bench", "--batch", 1, "--prompt", 4000], "--prompt and --new: 4,002; expected at most"),
         (["bench", "--batch", 1, "--prefill", "16,4096"], "--prefill and a new token: 4,097; expected at most"),
-        (["bench", "--batch", 8, "--kv-tokens", 512], "--prompt and --new, of 8 sequences: 2,048 tokens in the KV cache; expected at most 512"),
+        (["bench", "--batch", 8, "--kv-tokens", 512, "--new", 100], "--prompt and --new, of 8 at once: 102; expected at most 32, which"),
         (["explain", "--batch", 1000], "--batch: 1,000; expected at most 32"),
         (["explain", "--context", 5000], "--context and a new token: 5,001; expected at most"),
         (["explain", "--context", 2040, "--measure"], "--context and 10 new tokens, to measure: 2,050; expected at most 2,048"),
