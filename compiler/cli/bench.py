@@ -20,6 +20,7 @@ from slipway.compiler.cli.steps import Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
+from slipway.runtime.capacity import Capacity
 
 EPILOG = """
 Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
@@ -83,7 +84,7 @@ class Load:
     start: int
 
     @classmethod
-    def within(cls, capacity, batch: list[int] | None, prompt: int | None, new: int | None, prefill: list[int] | None) -> Load:
+    def within(cls, capacity: Capacity, batch: list[int] | None, prompt: int | None, new: int | None, prefill: list[int] | None) -> Load:
         """None for the default, or what there is capacity for. Raises UserError where there is none for what was asked for."""
         longest, alone = capacity.tokens_of(max(batch or [1])), capacity.tokens_of(1)
         prompt = prompt or max(2, min(128, longest - new if new else longest // 2))
@@ -117,21 +118,20 @@ class Counts(click.ParamType):
 @click.option("--prefill", type=Counts(), help="Lengths of prompts that are read alone.  [default: 1024]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds of each measurement.")
 @json_option
-def bench(loading: Loading, rounds: int, as_json: bool, **load: int | list[int] | None) -> None:
+def bench(loading: Loading, rounds: int, as_json: bool, **asked: int | list[int] | None) -> None:
     """Measure ENGINE, an engine directory, beside this machine's limits."""
-    result = measure(loading, load, rounds)
+    result = measure(loading, asked, rounds)
     print_json(dataclasses.asdict(result)) if as_json else click.echo(as_text(result))
 
 
-def measure(loading: Loading, load: dict, rounds: int) -> Bench:
-    """load: Load's fields, None for what the user left open."""
+def measure(loading: Loading, asked: dict, rounds: int) -> Bench:
+    """asked: what Load.within takes, None for what the user left open."""
     from slipway.compiler.machine import measure_limits
-    from slipway.runtime.capacity import Capacity
     from slipway.runtime.machine import usable_cores
     from slipway.runtime.manifest import Manifest
 
     manifest = Manifest.read(loading.path)
-    asked, load = load, Load.within(Capacity.of(manifest, loading.kv_tokens), **load)
+    Load.within(Capacity.of(manifest, loading.kv_tokens), **asked)  # refuses what it can before anything is loaded
     with loading.engine() as engine:  # one that does not load is told of here; weights come into the page cache
         load = Load.within(Capacity.of(manifest, engine.kv_tokens), **asked)
     start_s = statistics.median(start_time(loading, load.start) for _ in range(rounds))
@@ -151,8 +151,7 @@ def start_time(loading: Loading, prompt: int) -> float:
             "with Engine.load(sys.argv[1], **json.loads(sys.argv[2])) as engine:\n"
             "    engine.generate([list(range(int(sys.argv[3])))], SamplingParams(max_tokens=1, temperature=0)); print('first', flush=True)\n"
             "    sys.stdin.read()")  # fmt: skip
-    options = {"threads": loading.threads, "kv_tokens": loading.kv_tokens, "verify": loading.verify}
-    command = [sys.executable, "-c", code, str(loading.path), json.dumps(options), str(prompt)]
+    command = [sys.executable, "-c", code, str(loading.path), json.dumps(loading.options), str(prompt)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:

@@ -11,6 +11,7 @@ from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text, tokens_text
+from slipway.runtime.capacity import Capacity
 
 EPILOG = """
 ALLOWED is the time of a step's bytes at the bandwidth of the machine's memory, or that of its operations at the rate
@@ -51,7 +52,6 @@ class Line:
 def explain(loading: Loading, batch: int, context: int | None, measure: bool, as_json: bool) -> None:
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
     from slipway.compiler.machine import measure_limits
-    from slipway.runtime.capacity import Capacity
     from slipway.runtime.manifest import Manifest
     from slipway.runtime.step_times import tokens_to_measure
 

@@ -53,7 +53,12 @@ class Loading:
         """The loaded engine, a context manager."""
         from slipway.runtime.engine import Engine
 
-        return Engine.load(self.path, threads=self.threads, kv_tokens=self.kv_tokens, verify=self.verify)
+        return Engine.load(self.path, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Engine.load takes beside the path."""
+        return {"threads": self.threads, "kv_tokens": self.kv_tokens, "verify": self.verify}
 
 
 def loading_options(command: Callable) -> Callable:

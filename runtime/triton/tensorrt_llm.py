@@ -153,9 +153,9 @@ class Row:
         top_k = self.row["top_k"][0].item() if "top_k" in self.row else 0
         top_p = self.row["top_p"][0].item() if "top_p" in self.row else 0.0
         temperature = self.row["temperature"][0].item() if "temperature" in self.row else 1.0
-        is_greedy = top_k == 1 or (top_k == 0 and top_p == 0)
-        # What no sampler takes is handed on all the same, to be refused.
-        return {"temperature": min(temperature, 0.0) if is_greedy else temperature, "top_k": top_k, "top_p": top_p or 1.0}
+        if top_k == 1 or (top_k == 0 and top_p == 0):
+            return {"temperature": min(temperature, 0.0), "top_p": top_p or 1.0}  # what no sampler takes is handed on, to be refused
+        return {"temperature": temperature, "top_k": top_k, "top_p": top_p or 1.0}
 
     def _end(self, tokenizer) -> dict:
         """end_id takes the place of the model's own; -1 means none. Sequences of several ids stop as text."""
