@@ -1,4 +1,4 @@
-// The limits a step cannot pass: reading memory, and multiplying what already lies in registers.
+// The limits a step cannot pass for long: reading memory, and multiplying what already lies in registers.
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -21,7 +21,7 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int64_t kMultiplyRounds = 200'000;  // of `multiply`: some 30 ms
+constexpr double kFlops = 20e9;  // of a thread: some 100 ms
 
 // Two spinning threads on one core would halve what is measured: each thread takes the next core there is.
 void take_core(int number) {
@@ -108,19 +108,19 @@ void multiply(int64_t rounds) {
 #if defined(__AVX512BF16__)
 using Vector = __m512;
 Vector multiply_add(Vector a, Vector sum) { return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(a)); }
-constexpr int kFlops = 2 * 32;
+constexpr int kFlopsPerVector = 2 * 32;
 #elif defined(__AVX512F__)
 using Vector = __m512;
 Vector multiply_add(Vector a, Vector sum) { return _mm512_fmadd_ps(a, a, sum); }
-constexpr int kFlops = 2 * 16;
+constexpr int kFlopsPerVector = 2 * 16;
 #else
 using Vector = __m256;
 Vector multiply_add(Vector a, Vector sum) { return _mm256_fmadd_ps(a, a, sum); }
-constexpr int kFlops = 2 * 8;
+constexpr int kFlopsPerVector = 2 * 8;
 #endif
 
 constexpr int kSums = 12;  // more than a multiply takes cycles, on two units
-constexpr double kFlopsPerRound = kSums * kFlops;
+constexpr double kFlopsPerRound = kSums * kFlopsPerVector;
 
 template <int... i>
 void multiply(int64_t rounds, std::integer_sequence<int, i...>) {
@@ -138,7 +138,7 @@ void multiply(int64_t rounds) { multiply(rounds, std::make_integer_sequence<int,
 
 #endif
 
-double read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
+double read_bandwidth(int threads, int64_t bytes_per_thread, int times) {
   std::vector<std::unique_ptr<std::byte, decltype(&free)>> memory;
   for (int t = 0; t < threads; ++t) {
     memory.emplace_back(static_cast<std::byte*>(aligned_alloc(1 << 21, bytes_per_thread)), &free);
@@ -147,22 +147,15 @@ double read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
   for (auto& part : memory) madvise(part.get(), bytes_per_thread, MADV_HUGEPAGE);
   time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
   std::atomic<uint64_t> sink{0};
-  double best = 0;
-  for (int round = 0; round < rounds; ++round) {
-    const double seconds = time_team(
-        threads, [&](int t) { sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get()), bytes_per_thread / 32); });
-    best = std::max(best, double(threads) * bytes_per_thread / seconds);
-  }
-  return best;
+  const double seconds = time_team(threads, [&](int t) {
+    for (int time = 0; time < times; ++time) sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get()), bytes_per_thread / 32);
+  });
+  return double(threads) * times * bytes_per_thread / seconds;
 }
 
-double multiply_rate(int threads, int rounds) {
-  double best = 0;
-  for (int round = 0; round < rounds; ++round) {
-    const double seconds = time_team(threads, [&](int) { multiply(kMultiplyRounds); });
-    best = std::max(best, threads * kMultiplyRounds * kFlopsPerRound / seconds);
-  }
-  return best;
+double multiply_rate(int threads) {
+  constexpr int64_t kRounds = kFlops / kFlopsPerRound;
+  return threads * kRounds * kFlopsPerRound / time_team(threads, [](int) { multiply(kRounds); });
 }
 
 // The result, or 0 where the system refuses the threads or their memory.
@@ -178,12 +171,13 @@ double or_zero(const std::function<double()>& measure) {
 
 }  // namespace
 
-// Bytes a second, each thread reading `bytes_per_thread` of its own; the best of `rounds`.
-extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int rounds) {
-  return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, rounds); });
+// Bytes a second, each thread reading `bytes_per_thread` of its own so many times. What memory sustains, not its best moment:
+// a shared machine's changes within milliseconds, and a step is compared with this.
+extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int times) {
+  return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, times); });
 }
 
-// Floating-point operations a second (bf16 where the processor multiplies it, else float32), the best of `rounds`.
-extern "C" double slipway_multiply_rate(int threads, int rounds) {
-  return or_zero([&] { return multiply_rate(threads, rounds); });
+// Floating-point operations a second (bf16 where the processor multiplies it, else float32).
+extern "C" double slipway_multiply_rate(int threads) {
+  return or_zero([&] { return multiply_rate(threads); });
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import random
 import statistics
@@ -25,8 +26,9 @@ from slipway.runtime.capacity import Capacity
 EPILOG = """
 Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
 reading the step's bytes (weights and KV cache) once from memory would take, over the time it took: more than 100 % where they fit the
-caches. Tokens are random, greedy, and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read.
-What is not given is less than its default where the engine holds less.
+caches; where other programs use the memory, more rounds make it surer. Tokens are random, greedy, and go on past the
+end-of-sequence token. Decoding counts from when the last prompt has been read. What is not given is less than its default where the
+engine holds less.
 
 \b
 Examples:
@@ -164,7 +166,7 @@ def start_time(loading: Loading, prompt: int) -> float:
 
 
 class _Run:
-    """Measurements on one loaded engine; the machine's limits are taken anew before each."""
+    """Measurements on one loaded engine; the machine's limits are taken anew around each decoding."""
 
     def __init__(self, engine, prompt: int, new: int, rounds: int, limits):
         self.engine, self.prompt, self.new, self.rounds, self.limits = engine, prompt, new, rounds, limits
@@ -180,16 +182,16 @@ class _Run:
         return statistics.median(limits.flops_per_s for limits in self.measured)
 
     def decoding(self, sequences: int) -> Decoding:
-        rounds, shares = [], []
+        work = Work(sequences, self.prompt + self.new // 2)
+        bytes_of_step = sum(group.bytes_moved(work) for group in group_steps(self.engine.manifest))
+        rounds, limits = [], [self.limits()]
         for _ in range(self.rounds):
-            limits = self.limits()
-            self.measured.append(limits)
-            rate, ttft_s = asyncio.run(self._decode_together(sequences))
-            rounds.append((rate, ttft_s))
-            work = Work(sequences, self.prompt + self.new // 2)
-            bytes_moved = sum(group.bytes_moved(work) for group in group_steps(self.engine.manifest))
-            shares.append(bytes_moved / limits.read_bytes_per_s * rate / sequences)
-        return Decoding(sequences, *(statistics.median(values) for values in zip(*rounds)), statistics.median(shares))
+            rounds.append(asyncio.run(self._decode_together(sequences)))
+            limits.append(self.limits())
+        self.measured += limits
+        rates, ttfts = zip(*rounds)
+        share = read_share(bytes_of_step, [rate / sequences for rate in rates], [one.read_bytes_per_s for one in limits])
+        return Decoding(sequences, statistics.median(rates), statistics.median(ttfts), share)
 
     def prefill(self, tokens: int) -> Prefill:
         cold, warm = [], []
@@ -225,6 +227,12 @@ def decode_rate(arrivals: list[list[float]]) -> float:
     """Tokens a second over all sequences, from when the last has its first token."""
     all_read, end = max(times[0] for times in arrivals), max(times[-1] for times in arrivals)
     return sum(arrival > all_read for times in arrivals for arrival in times) / (end - all_read)
+
+
+def read_share(bytes_of_step: int, rates: list[float], reads: list[float]) -> float:
+    """The median share of the reading rate. rates: steps a second; reads: bytes a second just before each of them, and after the last.
+    A shared machine's memory changes its speed within seconds: each rate is compared with the mean of its two neighbours."""
+    return statistics.median(rate * bytes_of_step / statistics.mean(around) for rate, around in zip(rates, itertools.pairwise(reads)))
 
 
 def _greedy(max_tokens: int):

@@ -5,7 +5,6 @@ The work: prompts of 128 random tokens and 128 new ones; prompts of 1,024 read a
 
 from __future__ import annotations
 
-import itertools
 import random
 import statistics
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from peers.contestants import Contestant
 from peers.protocol import Worker
 from peers.random_checkpoint import QWEN3_06B
-from slipway.compiler.cli.bench import REST_S, decode_rate
+from slipway.compiler.cli.bench import REST_S, decode_rate, read_share
 from slipway.compiler.machine import MachineLimits, measure_limits
 
 AT_ONCE = (1, 8, 32)
@@ -23,6 +22,7 @@ PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
 REPEATS = 3  # of every work but the start, in a turn; the median counts
+REPEATS_ALONE = 9  # of decoding one sequence, which is compared with the rate of reading: on a shared machine that moves by a third within seconds
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
         time.sleep(REST_S)
         warm_up(worker, prompts)
         alone, limits = [], [measure_limits(threads)]
-        for _ in range(REPEATS):
+        for _ in range(REPEATS_ALONE):
             alone.append(decode_rate(worker.ask(prompts.draw(1, PROMPT), NEW)))
             limits.append(measure_limits(threads))
         at_once = {
@@ -69,12 +69,6 @@ def measure(contestant: Contestant, threads: int, seed: int, logs: Path) -> tupl
     share = read_share(contestant.bytes_of_step(PROMPT + NEW // 2), alone, reads) if contestant.is_ours else None
     figures = Figures({1: statistics.median(alone)} | at_once, cold_s, shared_s, start_s, share)
     return figures, MachineLimits(threads, statistics.median(reads), statistics.median(one.flops_per_s for one in limits))
-
-
-def read_share(bytes_of_step: int, rates: list[float], reads: list[float]) -> float:
-    """The median share of the reading rate. rates: steps a second; reads: bytes a second just before each of them, and after the last.
-    A shared machine's memory changes its speed within seconds: each rate is compared with the mean of its two neighbours."""
-    return statistics.median(rate * bytes_of_step / statistics.mean(around) for rate, around in zip(rates, itertools.pairwise(reads)))
 
 
 def read_alone(worker: Worker, prompts: Prompts) -> tuple[float, float]:
