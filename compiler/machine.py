@@ -16,12 +16,12 @@ from slipway.runtime.machine import cpu_flags, usable_cores
 
 PROBE = pathlib.Path(__file__).with_name("machine_probe.cpp")
 READ_BYTES = 1 << 27  # a thread: more than a core's share of the caches
-READ_TIMES = 32  # some 300 ms
+READ_S, MULTIPLY_S = 0.3, 0.1
 
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What `threads` threads sustain for some tenths of a second; multiplications and additions count one each."""
+    """What `threads` threads sustain for READ_S and MULTIPLY_S; multiplications and additions count one each."""
 
     threads: int
     read_bytes_per_s: float
@@ -60,8 +60,8 @@ def measure_limits(threads: int | None = None) -> MachineLimits:
     library = ctypes.CDLL(str(_library()))
     library.slipway_read_bandwidth.restype = library.slipway_multiply_rate.restype = ctypes.c_double
     threads = threads or usable_cores()
-    bandwidth = library.slipway_read_bandwidth(threads, ctypes.c_int64(READ_BYTES), READ_TIMES)
-    flops = library.slipway_multiply_rate(threads)
+    bandwidth = library.slipway_read_bandwidth(threads, ctypes.c_int64(READ_BYTES), ctypes.c_double(READ_S))
+    flops = library.slipway_multiply_rate(threads, ctypes.c_double(MULTIPLY_S))
     if not (bandwidth and flops):
         raise UserError("threads", f"{threads} with {READ_BYTES >> 20} MiB each cannot be had here", "fewer, or higher limits on processes and memory")
     return MachineLimits(threads, bandwidth, flops)

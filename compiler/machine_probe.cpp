@@ -21,7 +21,8 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr double kFlops = 20e9;  // of a thread: some 100 ms
+constexpr int64_t kReadAtOnce = 1 << 20;        // bytes between two looks at the clock: some 50 us
+constexpr int64_t kMultipliedAtOnce = 10'000;  // rounds of `multiply`: some 40 us
 
 // Two spinning threads on one core would halve what is measured: each thread takes the next core there is.
 void take_core(int number) {
@@ -36,11 +37,13 @@ void take_core(int number) {
   }
 }
 
-// Seconds between the moment all threads are ready and the moment the last is done. Throws if they cannot all be started.
-double time_team(int threads, const std::function<void(int)>& work) {
+// Seconds between the moment all threads are ready, which the work is told, and the moment the last is done.
+// Throws if they cannot all be started.
+double time_team(int threads, const std::function<void(int, Clock::time_point)>& work) {
   std::atomic<int> ready{0};
   enum { kWait, kWork, kLeave };
   std::atomic<int> word{kWait};
+  Clock::time_point start;
   std::vector<std::thread> team;
   const auto dismiss = [&](int last_word) {
     word = last_word;
@@ -52,7 +55,7 @@ double time_team(int threads, const std::function<void(int)>& work) {
         take_core(t);
         ready.fetch_add(1);
         while (word.load() == kWait) _mm_pause();
-        if (word.load() == kWork) work(t);
+        if (word.load() == kWork) work(t, start);
       });
     }
   } catch (...) {
@@ -60,7 +63,7 @@ double time_team(int threads, const std::function<void(int)>& work) {
     throw;
   }
   while (ready.load() < threads) std::this_thread::yield();
-  const auto start = Clock::now();
+  start = Clock::now();
   dismiss(kWork);
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -138,24 +141,35 @@ void multiply(int64_t rounds) { multiply(rounds, std::make_integer_sequence<int,
 
 #endif
 
-double read_bandwidth(int threads, int64_t bytes_per_thread, int times) {
+// Of all threads together, what each does in `seconds`: work(thread, n) does its n-th piece. Pieces a second.
+double sustained(int threads, double seconds, const std::function<void(int, int64_t)>& work) {
+  std::atomic<int64_t> pieces{0};
+  const auto span = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const double taken = time_team(threads, [&](int thread, Clock::time_point start) {
+    int64_t done = 0;
+    do work(thread, done++);
+    while (Clock::now() - start < span);
+    pieces += done;
+  });
+  return pieces / taken;
+}
+
+double read_bandwidth(int threads, int64_t bytes_per_thread, double seconds) {
   std::vector<std::unique_ptr<std::byte, decltype(&free)>> memory;
   for (int t = 0; t < threads; ++t) {
     memory.emplace_back(static_cast<std::byte*>(aligned_alloc(1 << 21, bytes_per_thread)), &free);
     if (!memory.back()) throw std::bad_alloc();
   }
   for (auto& part : memory) madvise(part.get(), bytes_per_thread, MADV_HUGEPAGE);
-  time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
+  time_team(threads, [&](int t, Clock::time_point) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
   std::atomic<uint64_t> sink{0};
-  const double seconds = time_team(threads, [&](int t) {
-    for (int time = 0; time < times; ++time) sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get()), bytes_per_thread / 32);
+  return kReadAtOnce * sustained(threads, seconds, [&](int t, int64_t piece) {
+    sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get() + piece * kReadAtOnce % bytes_per_thread), kReadAtOnce / 32);
   });
-  return double(threads) * times * bytes_per_thread / seconds;
 }
 
-double multiply_rate(int threads) {
-  constexpr int64_t kRounds = kFlops / kFlopsPerRound;
-  return threads * kRounds * kFlopsPerRound / time_team(threads, [](int) { multiply(kRounds); });
+double multiply_rate(int threads, double seconds) {
+  return kMultipliedAtOnce * kFlopsPerRound * sustained(threads, seconds, [](int, int64_t) { multiply(kMultipliedAtOnce); });
 }
 
 // The result, or 0 where the system refuses the threads or their memory.
@@ -171,13 +185,13 @@ double or_zero(const std::function<double()>& measure) {
 
 }  // namespace
 
-// Bytes a second, each thread reading `bytes_per_thread` of its own so many times. What memory sustains, not its best moment:
-// a shared machine's changes within milliseconds, and a step is compared with this.
-extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, int times) {
-  return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, times); });
+// Bytes a second that `threads` read in `seconds`, each of its own `bytes_per_thread`, a multiple of 2 MiB. What memory sustains, not
+// its best moment: a shared machine's changes within milliseconds, and a step is compared with this.
+extern "C" double slipway_read_bandwidth(int threads, int64_t bytes_per_thread, double seconds) {
+  return or_zero([&] { return read_bandwidth(threads, bytes_per_thread, seconds); });
 }
 
 // Floating-point operations a second (bf16 where the processor multiplies it, else float32).
-extern "C" double slipway_multiply_rate(int threads) {
-  return or_zero([&] { return multiply_rate(threads); });
+extern "C" double slipway_multiply_rate(int threads, double seconds) {
+  return or_zero([&] { return multiply_rate(threads, seconds); });
 }

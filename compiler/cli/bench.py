@@ -24,11 +24,11 @@ from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 from slipway.runtime.capacity import Capacity
 
 EPILOG = """
-Every figure is the median of --rounds; the machine's read bandwidth is measured between the rounds. SHARE is the time that
-reading the step's bytes (weights and KV cache) once from memory would take, over the time it took: more than 100 % where they fit the
-caches; where other programs use the memory, more rounds make it surer. Tokens are random, greedy, and go on past the
-end-of-sequence token. Decoding counts from when the last prompt has been read. What is not given is less than its default where the
-engine holds less.
+Every figure is the median of --rounds. The machine's limits are measured before and after each round of decoding: SHARE is the
+time that reading the step's bytes (weights and KV cache) once from memory would take at the mean of the two, over the time it took:
+more than 100 % where they fit the caches. Where other programs use the memory, more rounds make it surer. Tokens are random, greedy,
+and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read. What is not given is less than its
+default where the engine holds less.
 
 \b
 Examples:
@@ -166,12 +166,12 @@ def start_time(loading: Loading, prompt: int) -> float:
 
 
 class _Run:
-    """Measurements on one loaded engine; the machine's limits are taken anew around each decoding."""
+    """Measurements on one loaded engine; the machine's limits are measured before and after each decoding."""
 
     def __init__(self, engine, prompt: int, new: int, rounds: int, limits):
         self.engine, self.prompt, self.new, self.rounds, self.limits = engine, prompt, new, rounds, limits
         self.random = random.Random(0)
-        self.measured = []
+        self.measured = [limits()]
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -184,13 +184,13 @@ class _Run:
     def decoding(self, sequences: int) -> Decoding:
         work = Work(sequences, self.prompt + self.new // 2)
         bytes_of_step = sum(group.bytes_moved(work) for group in group_steps(self.engine.manifest))
-        rounds, limits = [], [self.limits()]
+        rounds = []
         for _ in range(self.rounds):
             rounds.append(asyncio.run(self._decode_together(sequences)))
-            limits.append(self.limits())
-        self.measured += limits
+            self.measured.append(self.limits())
         rates, ttfts = zip(*rounds)
-        share = read_share(bytes_of_step, [rate / sequences for rate in rates], [one.read_bytes_per_s for one in limits])
+        reads = [one.read_bytes_per_s for one in self.measured[-self.rounds - 1 :]]
+        share = read_share(bytes_of_step, [rate / sequences for rate in rates], reads)
         return Decoding(sequences, statistics.median(rates), statistics.median(ttfts), share)
 
     def prefill(self, tokens: int) -> Prefill:
@@ -231,7 +231,7 @@ def decode_rate(arrivals: list[list[float]]) -> float:
 
 def read_share(bytes_of_step: int, rates: list[float], reads: list[float]) -> float:
     """The median share of the reading rate. rates: steps a second; reads: bytes a second just before each of them, and after the last.
-    A shared machine's memory changes its speed within seconds: each rate is compared with the mean of its two neighbours."""
+    A shared machine's memory changes its speed all the time: each rate is compared with the mean of its two neighbours."""
     return statistics.median(rate * bytes_of_step / statistics.mean(around) for rate, around in zip(rates, itertools.pairwise(reads)))
 
 

@@ -21,8 +21,8 @@ AT_ONCE = (1, 8, 32)
 PROMPT = NEW = 128
 LONG = 1024
 TAIL = 16
-REPEATS = 3  # of every work but the start, in a turn; the median counts
-REPEATS_ALONE = 9  # of decoding one sequence, which is compared with the rate of reading: on a shared machine that moves by a third within seconds
+REPEATS = 3  # of a work in a turn, the start apart; the median counts
+REPEATS_ALONE = 9  # of decoding one sequence: it is compared with reading, whose rate moves by a third on a shared machine
 
 
 @dataclass(frozen=True)
