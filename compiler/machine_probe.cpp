@@ -37,13 +37,11 @@ void take_core(int number) {
   }
 }
 
-// Seconds between the moment all threads are ready, which the work is told, and the moment the last is done.
-// Throws if they cannot all be started.
-double time_team(int threads, const std::function<void(int, Clock::time_point)>& work) {
+// Seconds between the moment all threads are ready and the moment the last is done. Throws if they cannot all be started.
+double time_team(int threads, const std::function<void(int)>& work) {
   std::atomic<int> ready{0};
   enum { kWait, kWork, kLeave };
   std::atomic<int> word{kWait};
-  Clock::time_point start;
   std::vector<std::thread> team;
   const auto dismiss = [&](int last_word) {
     word = last_word;
@@ -55,7 +53,7 @@ double time_team(int threads, const std::function<void(int, Clock::time_point)>&
         take_core(t);
         ready.fetch_add(1);
         while (word.load() == kWait) _mm_pause();
-        if (word.load() == kWork) work(t, start);
+        if (word.load() == kWork) work(t);
       });
     }
   } catch (...) {
@@ -63,7 +61,7 @@ double time_team(int threads, const std::function<void(int, Clock::time_point)>&
     throw;
   }
   while (ready.load() < threads) std::this_thread::yield();
-  start = Clock::now();
+  const auto start = Clock::now();
   dismiss(kWork);
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -145,10 +143,11 @@ void multiply(int64_t rounds) { multiply(rounds, std::make_integer_sequence<int,
 double sustained(int threads, double seconds, const std::function<void(int, int64_t)>& work) {
   std::atomic<int64_t> pieces{0};
   const auto span = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  const double taken = time_team(threads, [&](int thread, Clock::time_point start) {
+  const double taken = time_team(threads, [&](int thread) {
+    const auto end = Clock::now() + span;
     int64_t done = 0;
     do work(thread, done++);
-    while (Clock::now() - start < span);
+    while (Clock::now() < end);
     pieces += done;
   });
   return pieces / taken;
@@ -161,7 +160,7 @@ double read_bandwidth(int threads, int64_t bytes_per_thread, double seconds) {
     if (!memory.back()) throw std::bad_alloc();
   }
   for (auto& part : memory) madvise(part.get(), bytes_per_thread, MADV_HUGEPAGE);
-  time_team(threads, [&](int t, Clock::time_point) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
+  time_team(threads, [&](int t) { std::memset(memory[t].get(), t + 1, bytes_per_thread); });
   std::atomic<uint64_t> sink{0};
   return kReadAtOnce * sustained(threads, seconds, [&](int t, int64_t piece) {
     sink += read_all(reinterpret_cast<const __m256i*>(memory[t].get() + piece * kReadAtOnce % bytes_per_thread), kReadAtOnce / 32);
