@@ -20,10 +20,9 @@ LINE = 64
 def fetched(request, tmp_path_factory):
     """fetched(heads, offset, bytes, steps, taken): the addresses asked for. pages: as on AMX."""
     library = tmp_path_factory.mktemp("fetched") / "fetched.so"
-    flags = ["-D__AMX_TILE__"] if request.param == "pages" else []
-    isa = [flag for flag in CPU_ISAS[host_isa()][1] if not flag.startswith("-mamx")]
+    flags = ["-D__AMX_TILE__" if request.param == "pages" else "-U__AMX_TILE__"]
     includes = ["-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
-    subprocess.run([*env.cxx(), *COMMON_FLAGS, "-fvisibility=default", "-shared", *isa, *flags, *includes,
+    subprocess.run([*env.cxx(), *COMMON_FLAGS, "-fvisibility=default", "-shared", *CPU_ISAS[host_isa()][1], *flags, *includes,
                     str(DRIVER.with_name("fetched.cpp")), "-o", str(library)], check=True)  # fmt: skip
     function = ctypes.CDLL(str(library)).fetched
     function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int, *[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_int64]
