@@ -22,7 +22,7 @@ from slipway.compiler.graph_text import EXTENTS
 from slipway.compiler.model_hooks import ATTENTION, Batch, Hooks
 from slipway.compiler.weight_names import weight_names
 from slipway.plugins import registry  # noqa: F401  (registers the ops)
-from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 
 
 class Limits(Protocol):

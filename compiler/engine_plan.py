@@ -10,7 +10,7 @@ from slipway.compiler.layout import columns_of, lay_out
 from slipway.compiler.ops import op_name
 from slipway.compiler.plan import PlannedGraph, PlannedStep, weight_id
 from slipway.compiler.values import View, resolve, rows_of
-from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.plugins.plugin import Kernel
 from slipway.runtime import manifest
 

@@ -32,7 +32,7 @@ from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
 from slipway.passes.pipeline import run_passes
-from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.quantization import formats
 from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest

@@ -22,11 +22,37 @@ CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA architecture. arch: as NVRTC names it. multiprocessors: of its data-centre or largest card.
+
+    shared_bytes: of shared memory that one block may have.
+    """
+
+    arch: str
+    multiprocessors: int
+    shared_bytes: int
+
+
+GPUS = {
+    "sm80": Gpu("sm_80", 108, 166_912),
+    "sm86": Gpu("sm_86", 84, 101_376),
+    "sm89": Gpu("sm_89", 142, 101_376),
+    "sm90": Gpu("sm_90a", 132, 232_448),
+    "sm100": Gpu("sm_100a", 148, 232_448),
+    "sm120": Gpu("sm_120a", 188, 101_376),
+}
+
+
+@dataclass(frozen=True)
 class Target:
-    """kind: "cpu" (later sm80 ...). isa: one of CPU_ISAS."""
+    """kind: "cpu", or one of GPUS. isa: one of CPU_ISAS for a CPU, None for a GPU."""
 
     kind: str
-    isa: str
+    isa: str | None = None
+
+    @property
+    def gpu(self) -> Gpu | None:
+        return GPUS.get(self.kind)
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.isa}"
+        return self.kind if self.isa is None else f"{self.kind}-{self.isa}"

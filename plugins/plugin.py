@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -42,12 +42,49 @@ class PackedWeight:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A call of one compiled function. Inputs and outputs are in the order the C++ side reads them.
+class Extent:
+    """One dimension of a grid: fixed + ceil(times * count / per) blocks; `of` says what is counted of a step, None: nothing."""
 
-    source: C++ that includes the plugin's headers and defines `extern "C" void <symbol>(const slipway::Call&)`;
-    the same symbol always has the same source.
-    shared_scratch, shared_scratch_per_row, local_scratch: bytes, of the team and of each thread.
+    of: Literal["rows", "tokens", "sequences"] | None = None
+    times: int = 1
+    per: int = 1
+    fixed: int = 0
+
+    def at(self, counts: Mapping[str, int]) -> int:
+        return self.fixed + (-(-self.times * counts[self.of] // self.per) if self.of else 0)
+
+
+ONE = Extent(fixed=1)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a CUDA function. It takes part in graphs captured for min_rows to max_rows rows (None: any number), and
+    only in those for steps in which some sequence has at least min_new_tokens tokens.
+    """
+
+    function: str
+    threads: int
+    grid: tuple[Extent, Extent, Extent]
+    shared_bytes: int = 0
+    min_rows: int = 1
+    max_rows: int | None = None
+    min_new_tokens: int = 1
+
+
+def on_gpu(target: Target, *launches: Launch) -> tuple[Launch, ...]:
+    """The launches of a kernel that a CPU calls as one function."""
+    return launches if target.gpu else ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of one compiled function, or of CUDA functions one after the other. Inputs and outputs are in the order the C++
+    side reads them.
+
+    source: C++ that includes the plugin's headers and defines `extern "C" void <symbol>(const slipway::Call&)`, or CUDA C++ that
+    defines the functions of `launches`; the same symbol always has the same source.
+    shared_scratch, shared_scratch_per_row, local_scratch: bytes, of the team (or all blocks) and of each thread.
     """
 
     symbol: str
@@ -58,6 +95,8 @@ class Kernel:
     shared_scratch: int = 0
     shared_scratch_per_row: int = 0
     local_scratch: int = 0
+    launches: tuple[Launch, ...] = ()
+    counters: int = 0  # of 32 bits, that its launches find at zero and leave so
     kv_layer: int | None = None  # the layer whose KV blocks the call reads and writes
     kv_block_bytes: int = 0  # of one block of that layer
     token_ids: int | None = None  # it reads a table that has rows for ids below this

@@ -1,4 +1,4 @@
-"""Turns a plugin's launch.host.j2 and a kernel's constants into its C++ source and its symbol."""
+"""Turns a plugin's launch template and a kernel's constants into its C++ or CUDA source and its symbol."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import jinja2
 import torch
 
+from slipway.compiler.target import Target
+
 CPP_TYPES = {torch.bfloat16: "bf16", torch.float32: "float"}
 
 
-def render(plugin_file: str, **constants: object) -> str:
-    """The launch.host.j2 beside `plugin_file` with its constants; an unknown or missing name is an error."""
-    template = pathlib.Path(plugin_file).with_name("launch.host.j2").read_text()
+def render(plugin_file: str, target: Target, **constants: object) -> str:
+    """launch.host.j2 or launch.cuda.j2 beside `plugin_file` with its constants; an unknown or missing name is an error."""
+    template = pathlib.Path(plugin_file).with_name("launch.cuda.j2" if target.gpu else "launch.host.j2").read_text()
     return jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(constants)
 
 

@@ -48,7 +48,8 @@ class Quantized:
         W[n, k] = (round(codes[n, k] * m / 128) - round(zero * m / 128)) * scales[n]
 
     halves rounded up: a group's codes are the rungs of a ladder of int8 values, so that an int4 linear is computed as an int8 one
-    and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them.
+    and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them. A GPU multiplies floats, and
+    rounds to no rung: W[n, k] = (codes[n, k] - zero) * m / 128 * scales[n].
 
     codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], None for int8; zeros u8 [N, groups], None: zero = 8.
     """
@@ -128,8 +129,8 @@ def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
     return Quantized(fmt, codes, scales, multipliers, zeros)
 
 
-def dequantize(quantized: Quantized) -> Tensor:
-    """float32 W[N, K]."""
+def dequantize(quantized: Quantized, rungs: bool = True) -> Tensor:
+    """float32 W[N, K]. rungs: int4 as a CPU has it."""
     fmt, (n, k) = quantized.format, quantized.codes.shape
     if fmt.group_size is None:
         return (quantized.codes.float() - 128) * quantized.scales[:, None]
@@ -137,14 +138,15 @@ def dequantize(quantized: Quantized) -> Tensor:
     for rows, codes in _row_chunks(quantized.codes):
         multiplier = quantized.multipliers[rows, :, None]
         zero = 8 if quantized.zeros is None else quantized.zeros[rows, :, None]
-        steps = _rung(_grouped(codes, fmt), multiplier) - _rung(zero, multiplier)
+        grouped = _grouped(codes, fmt)
+        steps = _rung(grouped, multiplier) - _rung(zero, multiplier) if rungs else (grouped - zero) * (multiplier / RUNG)
         weight[rows] = (steps * quantized.scales[rows, None, None]).flatten(1)[:, :k]
     return weight
 
 
-def round_trip(weight: Tensor, fmt: WeightFormat) -> Tensor:
+def round_trip(weight: Tensor, fmt: WeightFormat, rungs: bool = True) -> Tensor:
     """float32 W[N, K] as the format holds it: what a linear of that format multiplies with."""
-    return weight.bfloat16().float() if fmt == BF16 else dequantize(quantize(weight, fmt))
+    return weight.bfloat16().float() if fmt == BF16 else dequantize(quantize(weight, fmt), rungs)
 
 
 def _row_chunks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:

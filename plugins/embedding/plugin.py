@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from slipway.compiler.target import Target
-from slipway.plugins.plugin import Cost, Kernel, PackedWeight
+from slipway.plugins.plugin import ONE, Cost, Extent, Kernel, Launch, PackedWeight, on_gpu
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
+
+ROW_THREADS = 256  # of the block that copies a row, on a GPU
 
 
 @torch.library.custom_op("slipway::embedding", mutates_args=())
@@ -34,8 +36,6 @@ class EmbeddingPlugin:
     ops = ("slipway::embedding",)
 
     def supports(self, node: Node, target: Target) -> str | None:
-        if target.kind != "cpu":
-            return f"no kernel for {target}"
         if node.args[0].name != "input_ids":
             return f"rows by %{node.args[0].name}, not by the batch's input_ids"
         return None
@@ -47,10 +47,11 @@ class EmbeddingPlugin:
         name = symbol("embedding", columns, dtype)
         return Kernel(
             symbol=name,
-            source=render(__file__, symbol=name, columns=columns, Out=CPP_TYPES[dtype]),
+            source=render(__file__, target, symbol=name, columns=columns, Out=CPP_TYPES[dtype], threads=ROW_THREADS),
             inputs=(),
             output_dtypes=(dtype,),
             weights=(PackedWeight((table,), pack_table, "rows_bf16", 2 * table.meta["val"].numel()),),
+            launches=on_gpu(target, Launch(name, ROW_THREADS, (Extent("rows"), ONE, ONE))),
             token_ids=table.meta["val"].shape[0],
             cost=Cost(token_bytes=columns * (2 + dtype.itemsize)),
         )

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from slipway.compiler.target import Target
-from slipway.plugins.plugin import Cost, Kernel
+from slipway.plugins.plugin import ONE, Cost, Extent, Kernel, Launch, on_gpu
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 
+BLOCK_THREADS = 256  # on a GPU
 ACTIVATIONS = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
@@ -36,8 +37,6 @@ class GatedActivationPlugin:
     ops = ("slipway::gated_activation",)
 
     def supports(self, node: Node, target: Target) -> str | None:
-        if target.kind != "cpu":
-            return f"no kernel for {target}"
         if node.args[1] not in ACTIVATIONS:
             return f"activation {node.args[1]!r}: only {', '.join(ACTIVATIONS)}"
         return None
@@ -49,11 +48,11 @@ class GatedActivationPlugin:
         name = symbol("gated_activation", activation, columns, source, dtype)
         return Kernel(
             symbol=name,
-            source=render(
-                __file__, symbol=name, activation=activation, columns=columns, In=CPP_TYPES[source], Out=CPP_TYPES[dtype]
-            ),
+            source=render(__file__, target, symbol=name, activation=activation, columns=columns, In=CPP_TYPES[source], Out=CPP_TYPES[dtype],
+                          threads=BLOCK_THREADS),
             inputs=(x,),
             output_dtypes=(dtype,),
+            launches=on_gpu(target, Launch(name, BLOCK_THREADS, (Extent(fixed=-(-columns // BLOCK_THREADS)), Extent("rows"), ONE))),
             cost=Cost(token_bytes=columns * (2 * source.itemsize + dtype.itemsize), token_flops=8 * columns),
         )
 

@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from slipway.compiler.target import Target
-from slipway.plugins.plugin import Cost, Kernel
+from slipway.plugins.plugin import ONE, Cost, Extent, Kernel, Launch, on_gpu
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
+
+ROW_THREADS = 256  # of the block that copies a row, on a GPU
 
 
 @torch.library.custom_op("slipway::gather_rows", mutates_args=())
@@ -28,8 +30,6 @@ class GatherRowsPlugin:
     ops = ("slipway::gather_rows",)
 
     def supports(self, node: Node, target: Target) -> str | None:
-        if target.kind != "cpu":
-            return f"no kernel for {target}"
         if node.args[1].name != "logit_rows":
             return f"rows by %{node.args[1].name}, not by the batch's logit_rows"
         if not node.args[0].meta["val"].is_floating_point():
@@ -43,9 +43,10 @@ class GatherRowsPlugin:
         name = symbol("gather_rows", columns, source, dtype)
         return Kernel(
             symbol=name,
-            source=render(__file__, symbol=name, columns=columns, In=CPP_TYPES[source], Out=CPP_TYPES[dtype]),
+            source=render(__file__, target, symbol=name, columns=columns, In=CPP_TYPES[source], Out=CPP_TYPES[dtype], threads=ROW_THREADS),
             inputs=(x,),
             output_dtypes=(dtype,),
+            launches=on_gpu(target, Launch(name, ROW_THREADS, (Extent("rows"), ONE, ONE))),
             cost=Cost(token_bytes=columns * (source.itemsize + dtype.itemsize)),
         )
 

@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from slipway.compiler.target import Target
-from slipway.plugins.plugin import Cost, Kernel, PackedWeight
+from slipway.plugins.plugin import ONE, Cost, Extent, Kernel, Launch, PackedWeight, on_gpu
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
+
+EACH, MOST_THREADS = 4, 1024  # columns a thread of a GPU takes, as far as a block has threads
 
 
 def normalize(x: Tensor, weight: Tensor | None, eps: float, plus_one: bool) -> Tensor:
@@ -75,8 +77,6 @@ class RmsNormPlugin:
     ops = ("slipway::rms_norm", "slipway::add_rms_norm", "slipway::head_rms_norm")
 
     def supports(self, node: Node, target: Target) -> str | None:
-        if target.kind != "cpu":
-            return f"no kernel for {target}"
         return None
 
     def lower(self, node: Node, target: Target) -> Kernel:
@@ -87,15 +87,21 @@ class RmsNormPlugin:
         group = weight.meta["val"].shape[0] if weight is not None else columns
         dtypes = node.meta["storage"] if adds else (node.meta["storage"],)
         sources = [a.meta["storage"] for a in activations]
+        threads = min(MOST_THREADS, -(-group // (32 * EACH)) * 32)
         op = "add_rms_norm" if adds else "rms_norm"
         name = symbol(op, columns, group, *sources, *dtypes, eps, *(["unweighted"] if weight is None else []))
         source = render(
             __file__,
+            target,
             symbol=name,
             op=op,
             types=", ".join(CPP_TYPES[d] for d in (*sources, dtypes[0])),
+            In=CPP_TYPES[sources[0]],
+            Residual=CPP_TYPES[sources[1]] if adds else "void",
+            Out=CPP_TYPES[dtypes[0]],
             columns=columns,
             group=group,
+            threads=threads,
             eps=eps,
             weighted=weight is not None,
         )
@@ -104,6 +110,7 @@ class RmsNormPlugin:
             source=source,
             inputs=tuple(activations),
             output_dtypes=tuple(dtypes),
+            launches=on_gpu(target, Launch(name, threads, (Extent("rows"), Extent(fixed=columns // group), ONE), 4 * (threads // 32))),
             weights=() if weight is None else (packed_scale(weight, plus_one),),
             cost=Cost(
                 weight_bytes=4 * group if weight is not None else 0,

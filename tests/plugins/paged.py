@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from emulated_gpu import run_emulated
 from kernel_harness import guarded, make_batch, run_kernel
 from nodes import BF16, F32, call_node
 from torch.fx import Node
@@ -16,7 +17,8 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.gather_rows import plugin as gather_rows  # registers the op
 from slipway.plugins.paged_attention import meaning
-from slipway.plugins.paged_attention.plugin import BLOCK_SIZE, PLUGIN
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
+from slipway.plugins.paged_attention.plugin import PLUGIN
 from slipway.plugins.plugin import Kernel
 from slipway.quantization.formats import KV_BF16, KvFormat
 
@@ -151,6 +153,14 @@ class Step:
             local_scratch=kernel.local_scratch,
         )
         return Result(out, seconds)
+
+    def run_emulated(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, seed: int, captured_rows: int | None = None) -> torch.Tensor:
+        """As `run`, of a kernel for a GPU."""
+        s, weights = self.sequences.shape, self.packed_weights(kernel)
+        out = torch.full((len(self.rows), s.num_heads * s.head_dim), torch.nan, dtype=kernel.output_dtypes[0])
+        batch = make_batch(**self._batch())
+        run_emulated(library, kernel, self._split(), [out], weights, batch, kv=kv, seed=seed, captured_rows=captured_rows)
+        return out
 
     def _batch(self) -> dict[str, np.ndarray]:
         batch = {name: getattr(self, name) for name in ("positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows")}

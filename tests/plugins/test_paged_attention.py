@@ -230,10 +230,6 @@ def test_declines_with_a_reason(shape, reason):
     assert Sequences(shape, [1]).step([(0, 0, 1)]).declined(HOST_TARGETS[0]) == reason
 
 
-def test_declines_other_machines():
-    assert Sequences(Shape(), [1]).step([(0, 0, 1)]).declined(Target("sm90", "")) == "no kernel for sm90-"
-
-
 def test_cost_counts_each_byte_once():
     kernel = Sequences(SHAPES["qwen3"], [1]).step([(0, 0, 1)]).lower(HOST_TARGETS[0], BF16)
     assert kernel.cost.kv_bytes == 2 * 2 * 128 * 2 and kernel.kv_block_bytes == 32 * kernel.cost.kv_bytes

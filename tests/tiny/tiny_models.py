@@ -7,7 +7,7 @@ import torch
 import transformers
 from slipway.compiler.capture import capture
 from slipway.compiler.checkpoint import Checkpoint
-from slipway.plugins.paged_attention.plugin import BLOCK_SIZE
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 
 torch.set_num_threads(1)
 MAX_LENGTH = 96

@@ -5,37 +5,16 @@
 // token, or a wanted logit row once the plan has gathered them.
 #pragma once
 #include <atomic>
-#include <cstddef>
-#include <cstdint>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 #include <sched.h>
 
+#include "slipway/batch.hpp"
+
 namespace slipway {
 
 inline constexpr uint32_t abi_version = 1;
-
-// One engine step: a ragged batch whose sequences lie one after the other. All arrays live for the whole step.
-struct Batch {
-  int32_t num_tokens;          // rows of every buffer before the gather
-  int32_t num_seqs;
-  int32_t num_logit_rows;      // rows of every buffer after the gather
-  int32_t max_blocks;          // row length of block_table
-  const int32_t* token_ids;    // [num_tokens]
-  const int32_t* positions;    // [num_tokens] position of the token in its sequence
-  const int32_t* cu_seqlens;   // [num_seqs + 1] first token of each sequence in this batch
-  const int32_t* kv_lens;      // [num_seqs] tokens of the sequence in the cache once this step is done
-  const int32_t* block_table;  // [num_seqs, max_blocks] index of the KV block that holds positions [i*block_size, ...)
-  const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted, ascending
-};
-
-// A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.
-struct Operand {
-  std::byte* data;
-  int64_t row_bytes;
-  template <class T> T* row(int64_t r) const { return reinterpret_cast<T*>(data + r * row_bytes); }
-};
 
 // Spin a little, then give the processor away: a waiting thread must not keep a needed one from running.
 struct Backoff {

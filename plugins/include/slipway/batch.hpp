@@ -1,0 +1,42 @@
+// What one step of an engine computes on: the part of the contract that kernels of every device see.
+#pragma once
+#if defined(__CUDACC_RTC__)  // NVRTC has no standard headers
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+namespace std {
+enum class byte : unsigned char {};
+}
+#else
+#include <cstddef>
+#include <cstdint>
+#endif
+namespace slipway {
+
+// One engine step: a ragged batch whose sequences lie one after the other. All arrays live for the whole step.
+struct Batch {
+  int32_t num_tokens;          // rows of every buffer before the gather
+  int32_t num_seqs;
+  int32_t num_logit_rows;      // rows of every buffer after the gather
+  int32_t max_blocks;          // row length of block_table
+  const int32_t* token_ids;    // [num_tokens]
+  const int32_t* positions;    // [num_tokens] position of the token in its sequence
+  const int32_t* cu_seqlens;   // [num_seqs + 1] first token of each sequence in this batch
+  const int32_t* kv_lens;      // [num_seqs] tokens of the sequence in the cache once this step is done
+  const int32_t* block_table;  // [num_seqs, max_blocks] index of the KV block that holds positions [i*block_size, ...)
+  const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted, ascending
+};
+
+// A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.
+struct Operand {
+  std::byte* data;
+  int64_t row_bytes;
+  template <class T> T* row(int64_t r) const { return reinterpret_cast<T*>(data + r * row_bytes); }
+};
+
+}  // namespace slipway

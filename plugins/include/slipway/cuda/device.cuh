@@ -1,0 +1,48 @@
+// What a CUDA kernel of a plugin includes: its arguments, the numbers it stores, and the instructions it is made of.
+//
+// NVRTC compiles kernels for a GPU (functions are the device's by default); any C++20 compiler compiles them for its emulation.
+#pragma once
+#include "slipway/cuda/call.hpp"
+#if defined(__CUDACC_RTC__)
+#include "slipway/cuda/intrinsics.cuh"
+#else
+#include "slipway/emulation/intrinsics.hpp"
+#endif
+
+namespace slipway::cuda {
+
+template <class A, class B> inline constexpr bool is_same = false;
+template <class A> inline constexpr bool is_same<A, A> = true;
+
+struct bf16 {
+  uint16_t bits;
+};
+
+template <int count> struct alignas(4 * count) Words {
+  uint32_t words[count];
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return as_float(uint32_t{x.bits} << 16); }
+inline float low_half(uint32_t pair) { return as_float(pair << 16); }
+inline float high_half(uint32_t pair) { return as_float(pair & 0xffff0000u); }
+inline void store(float* to, float x) { *to = x; }
+inline void store(bf16* to, float x) { to->bits = round_to_bf16(x); }
+
+// Eight neighbours as four pairs of bf16, from 16-byte aligned memory.
+inline Words<4> load_eight(const bf16* from) { return *reinterpret_cast<const Words<4>*>(from); }
+inline Words<4> load_eight(const float* from) {
+  Words<4> result;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) result.words[i] = pack_bf16(from[2 * i], from[2 * i + 1]);
+  return result;
+}
+
+// The sum over a warp, in every lane; the same order whoever calls.
+inline float warp_sum(float x) {
+#pragma unroll
+  for (int other = 16; other; other /= 2) x += __shfl_xor_sync(~0u, x, other);
+  return x;
+}
+
+}  // namespace slipway::cuda

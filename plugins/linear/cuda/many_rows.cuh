@@ -1,0 +1,98 @@
+// More rows than few_rows takes: a block has 128 packed outputs and 64 rows.
+//
+// Each of four warps has two tiles of weights, which it reads and decodes by itself, straight from global memory into registers, one
+// chunk ahead; the activations of a chunk go through shared memory, `stages` of them under way, for all warps.
+#pragma once
+#include "linear/cuda/problem.cuh"
+
+namespace slipway::cuda::linear {
+
+inline constexpr int many_warps = 4, many_threads = 32 * many_warps, block_rows = 64, stages = 3;
+
+template <class P> struct ManyRows {
+  static constexpr int pairs = 2, block_tiles = many_warps * pairs, block_outputs = block_tiles * tile_rows / (P::gated ? 2 : 1);
+  static constexpr int row_floats = block_outputs + 4;  // rows of results begin in different banks
+  union Shared {
+    bf16 x[stages][block_rows][chunk_columns];  // its pieces of eight swapped by `piece`
+    float results[block_rows][row_floats];
+  };
+};
+
+// Where the eighth `i` of a row of activations lies: the four pieces of two neighbouring rows that are read at once are in different banks.
+inline int piece(int row, int i) { return i ^ ((row & 1) << 2 | (row >> 1 & 3)); }
+
+template <class P> inline void stage_inputs(const Call& call, int first_row, int chunk, bf16 (&to)[block_rows][chunk_columns]) {
+  const int rows = call.rows();
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < block_rows * 8; i += many_threads) {
+    const int row = i / 8, column = chunk * chunk_columns + i % 8 * 8;
+    const bool there = first_row + row < rows && column < P::inputs;
+    const auto* from = call.inputs[0].row<const typename P::In>(there ? first_row + row : 0);
+    bf16* at = to[row] + 8 * piece(row, i % 8);
+    if constexpr (is_same<typename P::In, bf16> && P::inputs % 8 == 0)
+      copy_async_16(at, from + (there ? column : 0), there);
+    else
+      *reinterpret_cast<Words<4>*>(at) = there ? load_inputs<P>(from, column) : Words<4>{{0, 0, 0, 0}};
+  }
+}
+
+// Blocks along x have other rows, along y other outputs.
+template <class P> inline void many_rows(const Call& call) {
+  using K = ManyRows<P>;
+  constexpr int groups = block_rows / 8;
+  const int rows = call.rows(), first_row = static_cast<int>(blockIdx.x) * block_rows, warp = static_cast<int>(threadIdx.x) / 32;
+  if (first_row >= rows) return;
+  const int g = lane() / 4, q = lane() % 4, first_tile = static_cast<int>(blockIdx.y) * K::block_tiles + warp * K::pairs;
+  const typename P::Weights weights(call.weights[0]);
+  auto& s = shared<typename K::Shared>();
+  using Raw = typename P::Weights::Raw;
+  const auto load = [&](int chunk, Raw (&raw)[K::pairs]) {
+#pragma unroll
+    for (int p = 0; p < K::pairs; ++p) raw[p] = weights.load(min(first_tile + p, P::tiles - 1), chunk);
+  };
+
+#pragma unroll
+  for (int chunk = 0; chunk < stages - 1; ++chunk) {
+    if (chunk < P::chunks) stage_inputs<P>(call, first_row, chunk, s.x[chunk]);
+    commit_copies();
+  }
+  float sums[K::pairs][groups][4] = {};
+  Raw raw[K::pairs], next[K::pairs];
+  load(0, raw);
+  for (int chunk = 0; chunk < P::chunks; ++chunk) {
+    wait_for_copies<stages - 2>();
+    __syncthreads();
+    if (const int coming = chunk + stages - 1; coming < P::chunks) stage_inputs<P>(call, first_row, coming, s.x[coming % stages]);
+    commit_copies();
+    if (chunk + 1 < P::chunks) load(chunk + 1, next);
+    const auto& x = s.x[chunk % stages];
+    multiply_chunk<P, K::pairs, groups>(raw, sums, [&](int half, int c) {
+      const int row = 8 * c + g;
+      return *reinterpret_cast<const Words<4>*>(x[row] + 8 * piece(row, 4 * half + q));
+    });
+#pragma unroll
+    for (int p = 0; p < K::pairs; ++p) raw[p] = next[p];
+  }
+
+  __syncthreads();  // the results take the place of the activations
+#pragma unroll
+  for (int i = 0; i < groups * 4; ++i) {
+    const int c = i / 4, j = i % 4, row = 8 * c + 2 * q + j % 2, in_tile = g + j / 2 * 8;
+    const auto value = [&](int p) { return first_tile + p < P::tiles ? finished<P>(call, sums[p][c][j], first_tile + p, in_tile) : 0; };
+    if constexpr (P::gated) {
+      s.results[row][warp * tile_rows + in_tile] = typename P::Activation()(value(0)) * value(1);
+    } else {
+#pragma unroll
+      for (int p = 0; p < K::pairs; ++p) s.results[row][(warp * K::pairs + p) * tile_rows + in_tile] = value(p);
+    }
+  }
+  __syncthreads();
+  const int first_output = static_cast<int>(blockIdx.y) * K::block_outputs;
+  for (int i = static_cast<int>(threadIdx.x); i < block_rows * K::block_outputs; i += many_threads) {
+    const int row = i / K::block_outputs, output = i % K::block_outputs;
+    if (first_row + row < rows && first_output + output < P::outputs)
+      store(call.outputs[0].row<typename P::Out>(first_row + row) + first_output + output, s.results[row][output]);
+  }
+}
+
+}  // namespace slipway::cuda::linear

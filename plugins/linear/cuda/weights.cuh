@@ -1,0 +1,211 @@
+// How packed weights become the A operand of a warp's matrix multiplication. Mirrors plugins/linear/pack_cuda.py.
+//
+// A tile is 16 outputs, a chunk 64 inputs of them: four multiplications of 16. The sum over inputs has any order, so the order is
+// one in which every thread reads 16 bytes at a time, of weights and of activations: thread (g, q) = (lane / 4, lane % 4) has inputs
+// 32 h + 8 q + 0..7 of the halves h = 0, 1 of a chunk, of outputs g and g + 8; multiplication m takes four of them, 4 (m % 2) + 0..3
+// of half m / 2, as its columns 2q, 2q + 1, 2q + 8, 2q + 9.
+//
+// A format loads what it holds of a chunk (Raw) and decodes multiplication m of it to pairs of bf16, exactly. fold: inputs after
+// which sums are to be multiplied by fold_by and added up in float32; 0: never. What is left of a scale, `scales` (null: none), an
+// output each, goes to the epilogue. All arrays of a linear lie behind each other, codes first.
+#pragma once
+#include "slipway/cuda/device.cuh"
+
+namespace slipway::cuda::linear {
+
+inline constexpr int tile_rows = 16, chunk_columns = 64;
+inline constexpr int chunks_of(int inputs) { return (inputs + chunk_columns - 1) / chunk_columns; }
+inline constexpr int64_t weights_of(int tiles, int inputs) { return int64_t{tiles} * tile_rows * chunks_of(inputs) * chunk_columns; }
+inline int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+// Row-major [outputs][inputs], both padded with zeros to whole tiles and chunks.
+template <int tiles, int inputs> struct Bf16 {
+  static constexpr int fold = 0;
+  struct Raw {
+    Words<4> words[2][2];  // [output g, g + 8][half]
+  };
+
+  explicit Bf16(const std::byte* data) : data_(data) {}
+  const float* scales() const { return nullptr; }
+
+  Raw load(int tile, int chunk) const {
+    constexpr int64_t row_bytes = int64_t{2} * chunks_of(inputs) * chunk_columns;
+    const std::byte* at = data_ + (int64_t{tile} * tile_rows + lane() / 4) * row_bytes + chunk * 2 * chunk_columns + lane() % 4 * 16;
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) raw.words[i / 2][i % 2] = load_streaming(reinterpret_cast<const Words<4>*>(at + i / 2 * 8 * row_bytes + i % 2 * 64));
+    return raw;
+  }
+
+  static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = raw.words[i % 2][m / 2].words[m % 2 * 2 + i / 2];
+  }
+
+ private:
+  const std::byte* data_;
+};
+
+// One byte a weight: [outputs][chunks][q][half][8], of every four neighbours the bytes 2 0 3 1. The scale of an output waits for the epilogue.
+template <int tiles, int inputs, class Byte> struct Bytes {
+  static constexpr int fold = 0;
+  struct Raw {
+    Words<4> words[2];  // [output g, g + 8]: word m is multiplication m's
+  };
+
+  explicit Bytes(const std::byte* data) : data_(data) {}
+  const float* scales() const { return reinterpret_cast<const float*>(data_ + weights_of(tiles, inputs)); }
+
+  Raw load(int tile, int chunk) const {
+    constexpr int64_t row_bytes = int64_t{chunks_of(inputs)} * chunk_columns;
+    const std::byte* at = data_ + (int64_t{tile} * tile_rows + lane() / 4) * row_bytes + chunk * chunk_columns + lane() % 4 * 16;
+    return {{load_streaming(reinterpret_cast<const Words<4>*>(at)), load_streaming(reinterpret_cast<const Words<4>*>(at + 8 * row_bytes))}};
+  }
+
+  static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) Byte::decode(raw.words[i].words[m], a[i], a[i + 2]);
+  }
+
+ private:
+  const std::byte* data_;
+};
+
+// Codes are 128 + q: put below the exponent of 2^23 they are 2^23 + 128 + q, and q has no more bits than bf16 holds.
+struct Int8Byte {
+  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
+    const auto value = [&](uint32_t byte) { return as_bits(as_float(__byte_perm(four, 0x4b000000u, 0x7440u | byte)) - 8388736.0f); };
+    first = __byte_perm(value(1), value(3), 0x7632);
+    second = __byte_perm(value(0), value(2), 0x7632);
+  }
+};
+
+// e4m3 one place right of where bf16 has its exponent: 2^-120 of the value, subnormals too.
+struct Fp8Byte {
+  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
+    const auto pair = [](uint32_t high_bytes) {
+      return fma_bf16x2((high_bytes & 0x80008000u) | ((high_bytes & 0x7f007f00u) >> 4), 0x7b807b80u, 0x80008000u);  // times 2^120
+    };
+    first = pair(four);
+    second = pair(four << 8);
+  }
+};
+
+template <int tiles, int inputs> using Int8 = Bytes<tiles, inputs, Int8Byte>;
+template <int tiles, int inputs> using Fp8 = Bytes<tiles, inputs, Fp8Byte>;
+
+// Half a byte a weight, [tiles][chunks][lane][m] words. What 32 bits hold is the format's.
+template <int inputs> inline Words<4> load_half_bytes(const std::byte* data, int tile, int chunk) {
+  return load_streaming(reinterpret_cast<const Words<4>*>(data) + (int64_t{tile} * chunks_of(inputs) + chunk) * 32 + lane());
+}
+
+// Nibble i is the low half of a[i], nibble i + 4 the high one. 0x4300 | code is 128 + code in bf16; the zero is taken off exactly.
+// multipliers i16 and zeros u8: [tiles][groups][output].
+template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
+  static constexpr int fold = group < chunk_columns ? group : chunk_columns;
+  static constexpr int groups = (inputs + group - 1) / group, folds = chunk_columns / fold;
+  struct Raw {
+    Words<4> words;
+    int16_t multipliers[folds][2];
+    uint8_t zeros[folds][2];
+  };
+
+  explicit Int4(const std::byte* data) : codes_(data) {}
+  const float* scales() const { return reinterpret_cast<const float*>(codes_ + weights_of(tiles, inputs) / 2); }
+
+  Raw load(int tile, int chunk) const {
+    const auto* multipliers = reinterpret_cast<const int16_t*>(scales() + tiles * tile_rows);
+    const auto* zeros = reinterpret_cast<const uint8_t*>(multipliers + int64_t{tiles} * tile_rows * groups);
+    Raw raw;
+    raw.words = load_half_bytes<inputs>(codes_, tile, chunk);
+#pragma unroll
+    for (int i = 0; i < 2 * folds; ++i) {
+      const int in_group = min((chunk * chunk_columns + i / 2 * fold) / group, groups - 1);
+      const int64_t at = (int64_t{tile} * groups + in_group) * tile_rows + lane() / 4 + i % 2 * 8;
+      raw.multipliers[i / 2][i % 2] = multipliers[at];
+      raw.zeros[i / 2][i % 2] = zero_point ? zeros[at] : uint8_t{8};
+    }
+    return raw;
+  }
+
+  static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t zero = uint32_t{raw.zeros[m * 16 / fold][i % 2]} + 0xc300u;  // -(128 + zero)
+      a[i] = fma_bf16x2((raw.words.words[m] >> (4 * i) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, zero << 16 | zero);
+    }
+  }
+
+  static float fold_by(const Raw& raw, int which, int second) { return raw.multipliers[which][second]; }
+
+ private:
+  const std::byte* codes_;
+};
+
+// e2m1 codes, a scale for each `group` inputs of an output. The codes of both halves lie so that masks and shifts put sign, exponent and
+// fraction where bf16 has them, of 2^-126 times the value: code 0 at bits 15, 8..6, code 1 at 14; 11, 10; 13, code 2 at 12; 5..3, code 3 at
+// 9; 2..0. Scales, [tiles][chunks][output][groups] bytes, become bf16 times 2^113: the product, exact, is 2^-13 of the weight.
+template <int tiles, int inputs, class Scale> struct Fp4 {
+  static constexpr int fold = 0;
+  static constexpr int groups = chunk_columns / Scale::group;
+  struct Raw {
+    Words<4> words;
+    uint32_t scales[2];
+  };
+
+  explicit Fp4(const std::byte* data) : codes_(data) {}
+  const float* scales() const { return reinterpret_cast<const float*>(codes_ + weights_of(tiles, inputs) / 2); }
+
+  Raw load(int tile, int chunk) const {
+    Raw raw;
+    raw.words = load_half_bytes<inputs>(codes_, tile, chunk);
+    const std::byte* at = reinterpret_cast<const std::byte*>(scales() + tiles * tile_rows) + ((int64_t{tile} * chunks_of(inputs) + chunk) * tile_rows + lane() / 4) * groups;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (groups == 4)
+        raw.scales[i] = *reinterpret_cast<const uint32_t*>(at + i * 8 * groups);
+      else
+        raw.scales[i] = *reinterpret_cast<const uint16_t*>(at + i * 8 * groups);
+    }
+    return raw;
+  }
+
+  static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
+    const uint32_t word = raw.words.words[m];
+    const int in_group = Scale::group == 16 ? m / 2 * 2 + lane() % 4 / 2 : m / 2;
+    const uint32_t codes[4] = {
+        word & 0x81c081c0u,
+        (word << 1 & 0x80008000u) | (word >> 3 & 0x01800180u) | (word >> 7 & 0x00400040u),
+        word << 3 & 0x81c081c0u,
+        word << 6 & 0x81c081c0u,
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = fma_bf16x2(codes[i], Scale::pair(raw.scales[i % 2] >> (8 * in_group) & 0xffu), 0x80008000u);
+  }
+
+ private:
+  const std::byte* codes_;
+};
+
+// e4m3, never negative: 2^-120 of it lies in a float one place right of its exponent.
+struct Nvfp4Scale {
+  static constexpr int group = 16;
+  static uint32_t pair(uint32_t code) {
+    const uint32_t high = as_bits(as_float(code << 20) * 0x1p120f * 0x1p113f) >> 16;
+    return high << 16 | high;
+  }
+};
+
+// e8m0: 2^(code - 127).
+struct Mxfp4Scale {
+  static constexpr int group = 32;
+  static uint32_t pair(uint32_t code) {
+    const uint32_t high = (code + 113) << 7;
+    return high << 16 | high;
+  }
+};
+
+template <int tiles, int inputs> using Nvfp4 = Fp4<tiles, inputs, Nvfp4Scale>;
+template <int tiles, int inputs> using Mxfp4 = Fp4<tiles, inputs, Mxfp4Scale>;
+
+}  // namespace slipway::cuda::linear

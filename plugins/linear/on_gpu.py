@@ -1,0 +1,93 @@
+"""A linear on a GPU: what its kernels are rendered with, how they are launched, its packed weights. Mirrors plugins/linear/cuda."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from slipway.compiler.target import Target
+from slipway.plugins.linear import pack_cuda
+from slipway.plugins.plugin import ONE, Extent, Launch, PackedWeight
+from slipway.quantization.formats import BF16, WeightFormat
+
+FEW_THREADS, FEW_WARPS, FEW_ROWS = 256, 8, (8, 16)  # few_rows.cuh
+MANY_THREADS, MANY_TILES, BLOCK_ROWS, STAGES = 128, 8, 64, 3  # many_rows.cuh
+MOST_SPLITS = 8
+BLOCKS_A_MULTIPROCESSOR = 2  # wanted of few_rows, so that enough bytes are under way
+
+
+@dataclass(frozen=True)
+class GpuProblem:
+    outputs: int
+    inputs: int
+    fmt: WeightFormat
+    gated: bool
+    target: Target
+
+    declined = None
+    local_bytes = shared_scratch_per_row = 0
+
+    @property
+    def tiles(self) -> pack_cuda.Tiles:
+        return pack_cuda.Tiles(self.fmt)
+
+    @property
+    def blocks(self) -> int:
+        """That have tiles of their own, of few_rows."""
+        return pack_cuda.num_tiles(self.outputs, False)
+
+    @property
+    def splits(self) -> int:
+        """Blocks that share a tile, each with some of the inputs."""
+        wanted = -(-BLOCKS_A_MULTIPROCESSOR * self.target.gpu.multiprocessors // self.blocks)
+        return max(1, min(MOST_SPLITS, wanted, pack_cuda.num_chunks(self.inputs) // FEW_WARPS))
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What launch.cuda.j2 asks for beside shapes and types."""
+        return {"weights": self._cpp_format, "ahead": 2 if self.fmt == BF16 else 4, "splits": self.splits}
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.tiles.packed_bytes(self.outputs, self.inputs, self.gated)
+
+    def packed_weights(self, weights: tuple[Node, ...], bias: Node | None) -> tuple[PackedWeight, ...]:
+        packed = PackedWeight(weights, self.tiles.pack, f"{'gated_' * self.gated}linear_{self.tiles}", self.weight_bytes)
+        if bias is None:
+            return (packed,)
+        return (packed, PackedWeight((bias,), pack_cuda.pack_bias, "linear_tiles_bias", 4 * pack_cuda.TILE * self.blocks))
+
+    def launches(self, symbol: str) -> tuple[Launch, ...]:
+        grid = (Extent(fixed=self.blocks), Extent(fixed=self.splits), ONE)
+        few = [
+            Launch(f"{symbol}_upto{rows}", FEW_THREADS, grid, self._few_shared_bytes(rows), min_rows=rows - 7, max_rows=rows) for rows in FEW_ROWS
+        ]
+        outputs = pack_cuda.num_tiles(self.outputs, self.gated)
+        grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=-(-outputs // MANY_TILES)), ONE)
+        return (*few, Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1))
+
+    @property
+    def shared_scratch(self) -> int:
+        """Sums of blocks that share tiles."""
+        return 4 * self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
+
+    @property
+    def counters(self) -> int:
+        return self.blocks if self.splits > 1 else 0
+
+    def _sums(self, rows: int) -> int:
+        return (2 if self.gated else 1) * rows * pack_cuda.TILE
+
+    def _few_shared_bytes(self, rows: int) -> int:
+        return 4 * FEW_WARPS * self._sums(rows) + 4
+
+    @property
+    def _many_shared_bytes(self) -> int:
+        outputs = MANY_TILES * pack_cuda.TILE // (2 if self.gated else 1)
+        return max(STAGES * BLOCK_ROWS * pack_cuda.CHUNK * 2, 4 * BLOCK_ROWS * (outputs + 4))
+
+    @property
+    def _cpp_format(self) -> str:
+        traits = [str(self.fmt.group_size), str(self.fmt.zero_point).lower()] if self.fmt.name == "int4" else []
+        return f"{self.fmt.name.capitalize()}<{', '.join(['tiles', 'inputs', *traits])}>"

@@ -1,0 +1,110 @@
+"""Packs the weight W[N, K] of a linear for CUDA kernels: tiles of 16 outputs, chunks of 64 inputs. Mirrors cuda/weights.cuh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from slipway.quantization.formats import BF16, WeightFormat, quantize
+
+TILE, CHUNK = 16, 64
+CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Weights of one format as CUDA kernels read them. Arrays lie behind each other: codes, float32 scales, what groups have."""
+
+    fmt: WeightFormat
+
+    def __str__(self) -> str:
+        return f"tiles_{self.fmt}"
+
+    def arrays(self, outputs: int, inputs: int, gated: bool) -> list[int]:
+        """Bytes of each."""
+        rows = num_tiles(outputs, gated) * TILE
+        codes = rows * num_chunks(inputs) * CHUNK * self.fmt.bits // 8
+        if self.fmt == BF16:
+            return [codes]
+        if self.fmt.group_size is None:
+            return [codes, 4 * rows]
+        groups = rows * self.fmt.groups(inputs)
+        return [codes, 4 * rows, 2 * groups, *([groups] if self.fmt.zero_point else [])]
+
+    def packed_bytes(self, outputs: int, inputs: int, gated: bool) -> int:
+        return sum(self.arrays(outputs, inputs, gated))
+
+    def pack(self, *weights: Tensor) -> np.ndarray:
+        """(W[N, K]), or (gate[N, K], up[N, K]), whose tiles take turns -> bytes."""
+        sizes = self.arrays(*weights[0].shape, len(weights) == 2)
+        packed = np.empty(sum(sizes), np.uint8)
+        rest = np.split(packed, np.cumsum(sizes)[:-1])
+        for rows in _tile_rows(weights):
+            for i, part in enumerate(self._parts(rows)):
+                flat = part.contiguous().view(torch.uint8).flatten().numpy()
+                rest[i][: flat.size], rest[i] = flat, rest[i][flat.size :]
+        return packed
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        """What each array holds of some whole tiles."""
+        if self.fmt == BF16:
+            return [_whole_chunks(rows.bfloat16(), 0)]
+        quantized = quantize(rows, self.fmt)
+        if self.fmt.group_size is None:
+            return [_bytes(_whole_chunks(quantized.codes, 128)), quantized.scales]
+        groups = [_by_tile(g) for g in (quantized.multipliers, quantized.zeros) if g is not None]
+        return [_nibbles(_whole_chunks(quantized.codes, 0)), quantized.scales / 128, *groups]
+
+
+def num_tiles(outputs: int, gated: bool) -> int:
+    return -(-outputs // TILE) * (2 if gated else 1)
+
+
+def num_chunks(inputs: int) -> int:
+    return -(-inputs // CHUNK)
+
+
+def pack_bias(bias: Tensor) -> np.ndarray:
+    """float32, zeros up to a whole tile."""
+    return pad(bias.float(), (0, -len(bias) % TILE)).view(torch.uint8).numpy()
+
+
+def _tile_rows(weights: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Rows in the order of tiles, some whole tiles at a time, zeros in the place of rows that do not exist."""
+    outputs, inputs = weights[0].shape
+    step = max(1, CHUNK_ELEMENTS // (TILE * inputs)) * TILE
+    for begin in range(0, outputs, step):
+        parts = [pad(w[begin : begin + step], (0, 0, 0, -len(w[begin : begin + step]) % TILE)) for w in weights]
+        yield torch.stack([p.view(-1, TILE, inputs) for p in parts], 1).view(-1, inputs)
+
+
+def _whole_chunks(rows: Tensor, fill: int) -> Tensor:
+    return pad(rows, (0, -rows.shape[1] % CHUNK), value=fill)
+
+
+def _by_tile(rows: Tensor) -> Tensor:
+    """[outputs, groups] -> [tiles, groups, 16]."""
+    return rows.view(-1, TILE, rows.shape[1]).transpose(1, 2)
+
+
+def _bytes(codes: Tensor) -> Tensor:
+    """u8 [outputs, K] -> [outputs][chunks][q][half][8], of every four the bytes 2 0 3 1."""
+    return codes.view(len(codes), -1, 2, 4, 2, 4).transpose(2, 3)[..., [2, 0, 3, 1]]
+
+
+def _fragments(codes: Tensor) -> Tensor:
+    """u8 [outputs, K] -> [tiles, chunks, lane, m, element, register]: what each thread multiplies with."""
+    # of an output: tile, second, g; of an input: chunk, half, q, odd m, pair, element
+    parts = codes.view(-1, 2, 8, codes.shape[1] // CHUNK, 2, 4, 2, 2, 2)
+    return parts.permute(0, 3, 2, 5, 4, 6, 8, 7, 1).reshape(len(parts), -1, 32, 4, 2, 4)
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """Words: of register i element 0 is nibble i, element 1 nibble i + 4."""
+    nibbles = _fragments(codes).flatten(-2)
+    return nibbles[..., ::2] | nibbles[..., 1::2] << 4

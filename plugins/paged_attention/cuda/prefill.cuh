@@ -1,0 +1,82 @@
+// Sequences with more than sixteen query rows a KV head: a block has 64 of them, a warp sixteen.
+//
+// Keys and values of a KV block go through shared memory for all four warps, `stages` blocks under way.
+#pragma once
+#include "paged_attention/cuda/decode.cuh"
+
+namespace slipway::cuda::paged_attention {
+
+inline constexpr int prefill_warps = 4, prefill_threads = 32 * prefill_warps, prefill_rows = prefill_warps * tile_rows, stages = 2;
+
+template <class S> struct PrefillShared {
+  alignas(16) std::byte heads[stages][Layout<S>::head_bytes];
+};
+
+// Sixty-four rows of one sequence. count: how many of them there are.
+struct RowTile {
+  Sequence of;
+  int first_row, count;
+};
+
+// The tile of a number, in the order of sequences; count is 0 beyond the last. The same in all threads.
+template <class S> inline RowTile row_tile(const Batch& batch, int number) {
+  for (int seq = 0; seq < batch.num_seqs; ++seq) {
+    const Sequence of = sequence_of(batch, seq);
+    const int rows = of.count * Layout<S>::group, tiles = rows > tile_rows ? (rows + prefill_rows - 1) / prefill_rows : 0;
+    if (number < tiles) return {of, number * prefill_rows, min(prefill_rows, rows - number * prefill_rows)};
+    number -= tiles;
+  }
+  return {{}, 0, 0};
+}
+
+// Blocks along x are row tiles, along y KV heads.
+template <class S> inline void prefill(const Call& call) {
+  constexpr int group = Layout<S>::group, pieces = Layout<S>::head_bytes / 16;
+  const int kv_head = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
+  const RowTile tile = row_tile<S>(*call.batch, static_cast<int>(blockIdx.x));
+  if (!tile.count) return;
+  const Sequence& of = tile.of;
+  const auto position = [&](int row) { return of.length - of.count + (tile.first_row + row) / group; };
+  const int first_block = first_visible<S>(position(0)) / block_tokens, end_block = position(tile.count - 1) / block_tokens + 1;
+
+  auto& s = shared<PrefillShared<S>>();
+  const auto stage = [&](int block) {
+    if (block < end_block) {
+      const std::byte* head = head_of<S>(call, of.blocks[block], kv_head);
+      for (int i = static_cast<int>(threadIdx.x); i < pieces; i += prefill_threads) copy_async_16(s.heads[block % stages] + 16 * i, head + 16 * i, true);
+    }
+    commit_copies();
+  };
+#pragma unroll
+  for (int i = 0; i < stages - 1; ++i) stage(first_block + i);
+
+  const int own = max(0, min(tile_rows, tile.count - warp * tile_rows));  // rows of this warp
+  Rows<S> rows;
+  rows.begin(call, of, kv_head, tile.first_row + warp * tile_rows, own);
+  const int from = own ? position(warp * tile_rows) : 0, to = own ? position(warp * tile_rows + own - 1) : -1;
+  for (int block = first_block; block < end_block; ++block) {
+    stage(block + stages - 1);
+    wait_for_copies<stages - 1>();
+    __syncthreads();
+    const std::byte* head = s.heads[block % stages];
+    const int begin = block * block_tokens, end = begin + block_tokens;
+    if (begin <= to && end > first_visible<S>(from))
+      rows.attend(head, head + Layout<S>::key_bytes, begin, of.length, end <= from + 1 && begin >= first_visible<S>(to));
+    __syncthreads();  // before the next copy takes the place of what is read here
+  }
+
+  const int g = lane() / 4, q = lane() % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float inverse = 1 / quad_sum(rows.sums[i]);
+    const int in_warp = g + 8 * i, row = tile.first_row + warp * tile_rows + in_warp;
+    if (in_warp >= own) continue;
+    auto* out = call.outputs[0].row<typename S::Out>(of.first + row / group) + (kv_head * group + row % group) * S::head_dim;
+#pragma unroll
+    for (int n = 0; n < Rows<S>::value_tiles; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) store(out + 8 * n + 2 * q + j, rows.outputs[n][2 * i + j] * inverse);
+  }
+}
+
+}  // namespace slipway::cuda::paged_attention

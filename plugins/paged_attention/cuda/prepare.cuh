@@ -1,0 +1,88 @@
+// Queries and keys normalised and rotated; queries scaled, into scratch; keys and values into the cache.
+#pragma once
+#include "paged_attention/cuda/shape.cuh"
+
+namespace slipway::cuda::paged_attention {
+
+inline constexpr int prepare_warps = 4, prepare_threads = 32 * prepare_warps;
+
+template <class S> struct PrepareShared {
+  float vectors[prepare_warps][S::head_dim];
+};
+
+// What the scores are multiplied by before they are raised to powers of two, or capped.
+template <class S> inline constexpr float query_scale() { return S::softcap > 0 ? S::scale / S::softcap : S::scale * log2_e; }
+
+inline int sequence_with(const Batch& batch, int token) {
+  int low = 0, high = batch.num_seqs;  // it begins at or before the token; after it
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (batch.cu_seqlens[middle] <= token ? low : high) = middle;
+  }
+  return low;
+}
+
+// A vector of head_dim in shared memory -> normalised by its warp. weight: [head_dim].
+template <class S> inline void normalize(float* vector, const float* weight) {
+  float squares = 0;
+  for (int i = lane(); i < S::head_dim; i += 32) squares += vector[i] * vector[i];
+  const float scale = inverse_sqrt(warp_sum(squares) / S::head_dim + S::norm_eps);
+  for (int i = lane(); i < S::head_dim; i += 32) vector[i] *= scale * weight[i];
+  __syncwarp();
+}
+
+// table: [positions][2][rotary_dim / 2], cosines then sines.
+template <class S> inline float rotated(const float* vector, int i, const float* cosines) {
+  if (i >= S::rotary_dim) return vector[i];
+  constexpr int half = S::rotary_dim / 2;
+  const int pair = S::interleaved ? i / 2 : i % (half ? half : 1), second = S::interleaved ? i % 2 : i >= half;
+  const float x = vector[S::interleaved ? 2 * pair : pair], y = vector[S::interleaved ? 2 * pair + 1 : half + pair];
+  return second ? y * cosines[pair] + x * cosines[half + pair] : x * cosines[pair] - y * cosines[half + pair];
+}
+
+template <class S, class In> inline void load_vector(const Operand& of, int token, int head, float* vector) {
+  const In* from = of.row<In>(token) + head * S::head_dim;
+  for (int i = lane(); i < S::head_dim; i += 32) vector[i] = to_float(from[i]);
+  __syncwarp();
+}
+
+// Blocks along x have a token each, warps along y a head: of the queries, then of the keys, then of the values.
+template <class S> inline void prepare(const Call& call) {
+  const Batch& batch = *call.batch;
+  const int token = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32;
+  const int head = static_cast<int>(blockIdx.y) * prepare_warps + warp;
+  if (token >= batch.num_tokens || head >= S::heads + 2 * S::kv_heads) return;
+  const float* weights[3];  // of queries, of keys, the rotary table; what there is of them
+  int next = 0;
+  weights[0] = S::norms_q ? reinterpret_cast<const float*>(call.weights[next++]) : nullptr;
+  weights[1] = S::norms_k ? reinterpret_cast<const float*>(call.weights[next++]) : nullptr;
+  weights[2] = S::rotary_dim ? reinterpret_cast<const float*>(call.weights[next]) : nullptr;
+  const int position = batch.positions[token];
+  const float* cosines = weights[2] + int64_t{position} * S::rotary_dim;
+  float* vector = shared<PrepareShared<S>>().vectors[warp];
+
+  if (head < S::heads) {
+    load_vector<S, typename S::Query>(call.inputs[0], token, head, vector);
+    if constexpr (S::norms_q) normalize<S>(vector, weights[0]);
+    bf16* to = query<S>(call, token, head);
+    for (int i = lane(); i < Layout<S>::key_columns; i += 32) store(to + i, i < S::head_dim ? rotated<S>(vector, i, cosines) * query_scale<S>() : 0);
+    return;
+  }
+  const Sequence of = sequence_of(batch, sequence_with(batch, token));
+  const int slot = position % block_tokens, block = of.blocks[position / block_tokens];
+  if (head < S::heads + S::kv_heads) {
+    const int kv_head = head - S::heads;
+    load_vector<S, typename S::Key>(call.inputs[1], token, kv_head, vector);
+    if constexpr (S::norms_k) normalize<S>(vector, weights[1]);
+    bf16* to = reinterpret_cast<bf16*>(head_of<S>(call, block, kv_head)) + slot * Layout<S>::key_columns;
+    for (int i = lane(); i < Layout<S>::key_columns; i += 32)
+      store(to + key_piece<S>(slot, i / 8) * 8 + i % 8, i < S::head_dim ? rotated<S>(vector, i, cosines) : 0);
+  } else {
+    const int kv_head = head - S::heads - S::kv_heads;
+    load_vector<S, typename S::Value>(call.inputs[2], token, kv_head, vector);
+    bf16* to = reinterpret_cast<bf16*>(head_of<S>(call, block, kv_head) + Layout<S>::key_bytes) + slot;
+    for (int i = lane(); i < S::head_dim; i += 32) store(to + i * block_tokens, vector[i]);
+  }
+}
+
+}  // namespace slipway::cuda::paged_attention

@@ -1,0 +1,50 @@
+// One attention layer: its shapes, where keys and values lie, and how threads find their rows.
+//
+// A KV block holds 32 tokens. Of each KV head its keys come first, K[token][dimension] with dimensions filled up to whole 32 by
+// zeros and 16-byte pieces swapped by key_piece, then its values transposed, V[dimension][token]. So every operand of a matrix
+// multiplication is 16 bytes in a row, and a head of a block one piece of memory:
+//
+// scores = Q K^T: thread (g, q) = (lane / 4, lane % 4) has dimensions 32 c + 8 q + 0..7 of queries g and g + 8, and of the keys of four
+// tokens, 8 (g / 2) + 2 j + g % 2 for j = 0..3. Tile j of the scores then gives it tokens 8 q + 2 j and 8 q + 2 j + 1: over j, eight
+// neighbours, which are the columns of P that it needs for P V, beside eight tokens of V's dimensions 8 n + g.
+#pragma once
+#include "slipway/cuda/device.cuh"
+
+namespace slipway::cuda::paged_attention {
+
+inline constexpr int block_tokens = 32, tile_rows = 16;
+inline constexpr float log2_e = 1.4426950408889634f;
+inline int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+template <class S> struct Layout {
+  static constexpr int group = S::heads / S::kv_heads;               // query heads of a KV head
+  static constexpr int key_columns = (S::head_dim + 31) / 32 * 32;
+  static constexpr int value_rows = S::head_dim;
+  static constexpr int key_bytes = block_tokens * key_columns * 2, value_bytes = block_tokens * value_rows * 2;  // of a KV head
+  static constexpr int head_bytes = key_bytes + value_bytes;
+  static constexpr int64_t block_bytes = int64_t{head_bytes} * S::kv_heads;
+};
+
+// Where piece i of a token's key lies: of two neighbouring tokens' keys, four pieces each are read at once from different banks.
+template <class S> inline int key_piece(int token, int i) { return Layout<S>::key_columns > 32 ? i ^ (token & 1) << 2 : i; }
+
+template <class S> inline std::byte* head_of(const Call& call, int block, int head) {
+  return call.kv + block * Layout<S>::block_bytes + head * Layout<S>::head_bytes;
+}
+
+// Rotated and scaled queries, bf16 [tokens][heads][key_columns]: the last part of the scratch.
+template <class S> inline bf16* query(const Call& call, int token, int head) {
+  return reinterpret_cast<bf16*>(call.scratch + S::queries_at) + (int64_t{token} * S::heads + head) * Layout<S>::key_columns;
+}
+
+// The new tokens of a sequence, and those in its cache with them.
+struct Sequence {
+  int first, count, length;
+  const int32_t* blocks;
+};
+inline Sequence sequence_of(const Batch& batch, int number) {
+  const int first = batch.cu_seqlens[number];
+  return {first, batch.cu_seqlens[number + 1] - first, batch.kv_lens[number], batch.block_table + int64_t{number} * batch.max_blocks};
+}
+
+}  // namespace slipway::cuda::paged_attention

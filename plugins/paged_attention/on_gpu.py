@@ -1,0 +1,101 @@
+"""Attention on a GPU: what its kernels are rendered with, how they are launched, its scratch and KV blocks. Mirrors cuda/shape.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slipway.compiler.target import Target
+from slipway.plugins.paged_attention.arguments import BLOCK_SIZE, Arguments
+from slipway.plugins.plugin import ONE, Extent, Launch
+from slipway.quantization.formats import KV_BF16, KvFormat
+
+TILE_ROWS = 16  # query rows of a warp
+PREPARE_THREADS = PREFILL_THREADS = DECODE_THREADS = 128
+WARPS, STAGES = 4, 2
+MOST_SPLITS = 32
+BLOCKS_A_MULTIPROCESSOR = 2  # wanted of decode, so that enough bytes are under way
+
+
+@dataclass(frozen=True)
+class GpuAttention:
+    arguments: Arguments
+    kv: KvFormat
+    target: Target
+
+    local_scratch = 0
+
+    @property
+    def declined(self) -> str | None:
+        """Why no kernel takes it."""
+        if self.kv != KV_BF16:
+            return f"no kernel for {self.kv.name} keys and values on {self.target}"
+        if (group := self.arguments.num_heads // self.arguments.num_kv_heads) > TILE_ROWS:
+            return f"{group} query heads share a KV head: at most {TILE_ROWS}"
+        return None
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What launch.cuda.j2 asks for beside shapes and types."""
+        return {"queries_at": self.shared_scratch}
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one KV block."""
+        return self.arguments.num_kv_heads * self._head_bytes
+
+    @property
+    def shared_scratch(self) -> int:
+        """What splits come to. Their number is such that twice as many blocks as the GPU is to have are not reached."""
+        return 2 * self._wanted_blocks * self._partial_bytes
+
+    @property
+    def shared_scratch_per_row(self) -> int:
+        """Queries, as they are multiplied."""
+        return 2 * self.arguments.num_heads * self._key_columns
+
+    @property
+    def counters(self) -> int:
+        """For each sequence and KV head whose blocks are split."""
+        return self._wanted_blocks
+
+    def launches(self, symbol: str) -> tuple[Launch, ...]:
+        a = self.arguments
+        heads = a.num_heads + 2 * a.num_kv_heads
+        prepare = Launch(f"{symbol}_prepare", PREPARE_THREADS, (Extent("tokens"), Extent(fixed=-(-heads // WARPS)), ONE), 4 * WARPS * a.head_dim)
+        group = a.num_heads // a.num_kv_heads
+        # Every sequence that prefill takes has more than TILE_ROWS query rows.
+        tiles = Extent("tokens", times=group, per=TILE_ROWS + 1)
+        prefill = Launch(f"{symbol}_prefill", PREFILL_THREADS, (tiles, Extent(fixed=a.num_kv_heads), ONE), STAGES * self._head_bytes,
+                         min_new_tokens=TILE_ROWS // group + 1)  # fmt: skip
+        return (prepare, *self._decodes(symbol), prefill)
+
+    def _decodes(self, symbol: str) -> list[Launch]:
+        """With as many splits as fill the GPU, for 1, 2, 4 ... sequences, and one launch for all numbers that fill it by themselves."""
+        a, launches, sequences, splits = self.arguments, [], 1, 2
+        while splits > 1:
+            splits = min(MOST_SPLITS, -(-self._wanted_blocks // (a.num_kv_heads * sequences)))
+            grid = (Extent(fixed=splits), Extent(fixed=a.num_kv_heads), Extent("sequences"))
+            most = sequences if splits > 1 else None
+            launches.append(Launch(f"{symbol}_decode", DECODE_THREADS, grid, self._decode_shared_bytes, min_rows=sequences // 2 + 1, max_rows=most))
+            sequences *= 2
+        return launches
+
+    @property
+    def _wanted_blocks(self) -> int:
+        return BLOCKS_A_MULTIPROCESSOR * self.target.gpu.multiprocessors
+
+    @property
+    def _key_columns(self) -> int:
+        return -(-self.arguments.head_dim // 32) * 32
+
+    @property
+    def _head_bytes(self) -> int:
+        return 2 * BLOCK_SIZE * (self._key_columns + self.arguments.head_dim)
+
+    @property
+    def _partial_bytes(self) -> int:
+        return 4 * TILE_ROWS * (self.arguments.head_dim + 2)
+
+    @property
+    def _decode_shared_bytes(self) -> int:
+        return WARPS * self._partial_bytes + 4

@@ -1,0 +1,79 @@
+"""The CUDA kernels of attention, in emulation: ragged batches, every variant of the op, several orders of threads."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from emulated_gpu import GPU_TARGETS, SEEDS, compile_emulated
+from nodes import BF16, F32
+from paged import Sequences, Shape, new_blocks, new_cache
+
+SHAPES = {
+    "plain": Shape(),
+    "rotary": Shape(rotary_dim=32, norm=True),
+    "partly": Shape(head_dim=64, rotary_dim=48, interleaved=True),
+    "window": Shape(rotary_dim=32, window=40),
+    "softcap": Shape(head_dim=64, softcap=3.0, source=F32),
+    "odd_heads": Shape(num_heads=6, num_kv_heads=1, head_dim=40),
+    "many_heads": Shape(num_heads=32, num_kv_heads=2, head_dim=16),
+    "wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128),
+    "widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256),
+}
+TARGET = GPU_TARGETS[3]
+LENGTHS = [1, 33, 300, 130]
+
+
+@functools.cache
+def lowered(storage=F32):
+    kernels = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(TARGET, storage) for name, shape in SHAPES.items()}
+    # the rotary table of a kernel's weights has as many positions as its sequences: shapes alone tell kernels apart
+    return kernels, compile_emulated(kernels.values())
+
+
+def check(name, parts_of_steps, seed, captured_rows=None):
+    kernels, library = lowered()
+    sequences = Sequences(SHAPES[name], LENGTHS, seed)
+    cache, blocks = new_cache(sequences), new_blocks(sequences, kernels[name], fill=0xFF)
+    for parts in parts_of_steps:
+        step = sequences.step(parts)
+        want = step.meaning(cache)
+        got = step.run_emulated(kernels[name], library, blocks, seed, captured_rows)
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_prefill_then_decode(name, seed):
+    prompts = [(0, 0, 1), (1, 0, 32), (2, 0, 290), (3, 0, 129)]
+    check(name, [prompts, [(2, 290, 291), (1, 32, 33), (3, 129, 130)], [(2, 291, 292)]], seed)
+
+
+@pytest.mark.parametrize("name", ["rotary", "window", "many_heads"])
+def test_chunks_beside_decodes_and_drafts(name):
+    steps = [
+        [(1, 0, 20), (2, 0, 100)],
+        [(1, 20, 21), (2, 100, 163), (3, 0, 5)],
+        [(3, 5, 9), (2, 163, 164), (1, 21, 33)],
+        [(2, 164, 300), (0, 0, 1), (3, 9, 10)],
+    ]
+    check(name, steps, 1)
+
+
+@pytest.mark.parametrize("captured_rows", [1, 2, 8, 300])
+def test_any_number_of_splits_gives_the_same(captured_rows):
+    check("wide", [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_rows)
+
+
+def test_declines():
+    step = Sequences(Shape(num_heads=34, num_kv_heads=2, head_dim=16), [1]).step([(0, 0, 1)])
+    assert step.declined(TARGET) == "17 query heads share a KV head: at most 16"
+
+
+def test_output_in_bf16():
+    shape = dataclasses.replace(SHAPES["rotary"])
+    sequences = Sequences(shape, [40])
+    step = sequences.step([(0, 0, 40)])
+    kernel = step.lower(TARGET, BF16)
+    got = step.run_emulated(kernel, compile_emulated([kernel]), new_blocks(sequences, kernel), 1)
+    torch.testing.assert_close(got.float(), step.meaning(new_cache(sequences)), rtol=3e-2, atol=3e-2)

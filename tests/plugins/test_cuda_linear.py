@@ -1,0 +1,94 @@
+"""The CUDA kernels of linears, in emulation: every format, odd sizes, every variant, several orders of threads."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from emulated_gpu import GPU_TARGETS, SEEDS, compile_emulated, run_emulated
+from nodes import BF16 as BF16_STORAGE
+from nodes import F32, call_node
+
+from slipway.plugins.gated_activation.plugin import ACTIVATIONS
+from slipway.plugins.linear.plugin import PLUGIN
+from slipway.quantization.formats import BF16, FORMATS, round_trip
+
+ROWS = (1, 7, 8, 9, 16, 17, 64, 70)  # around the limits of each kernel
+WIDE = GPU_TARGETS[3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    fmt: object
+    outputs: int
+    inputs: int
+    source: torch.dtype = BF16_STORAGE
+    dtype: torch.dtype = F32
+    activation: str | None = None
+    biased: bool = False
+
+    def __str__(self):
+        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased))))
+
+    def random(self, seed, *shape):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    @functools.cached_property
+    def x(self):
+        return self.random(0, max(ROWS), self.inputs).to(self.source)
+
+    @functools.cached_property
+    def weights(self):
+        return [self.random(1 + i, self.outputs, self.inputs) * 0.1 for i in range(2 if self.activation else 1)]
+
+    @functools.cached_property
+    def bias(self):
+        return self.random(3, self.outputs) if self.biased else None
+
+    @functools.cached_property
+    def kernel(self):
+        args = [*self.weights, *([self.bias] if self.biased else []), *([self.activation] if self.activation else [])]
+        op = torch.ops.slipway.gated_linear.default if self.activation else torch.ops.aten.linear.default
+        node = call_node(op, self.x.float(), *args, storage=self.dtype)
+        node.args[0].meta["storage"] = self.source
+        node.meta["weight_format"] = self.fmt
+        assert PLUGIN.supports(node, WIDE) is None
+        return PLUGIN.lower(node, WIDE)
+
+    @functools.cached_property
+    def packed(self):
+        main, *bias = self.kernel.weights
+        packed = [main.pack(*self.weights), *(b.pack(self.bias) for b in bias)]
+        assert [len(array) for array in packed] == [w.bytes for w in self.kernel.weights]
+        return packed
+
+    @functools.cached_property
+    def meaning(self):
+        x, (first, *second) = self.x.bfloat16().double(), [round_trip(w, self.fmt, rungs=False).double() for w in self.weights]
+        y = x @ first.T + (0 if self.bias is None else self.bias.double())
+        return ACTIVATIONS[self.activation](y) * (x @ second[0].T) if second else y
+
+
+CASES = [
+    *(Case(fmt, 72, 456) for fmt in FORMATS),  # an odd number of tiles, a chunk in part
+    *(Case(fmt, 40, 640, activation="silu", dtype=BF16_STORAGE) for fmt in FORMATS if not fmt.zero_point),
+    Case(BF16, 16, 64),
+    Case(BF16, 33, 100, biased=True),  # rows that 16 bytes do not divide
+    Case(BF16, 48, 1024, source=F32, biased=True),
+    Case(FORMATS[1], 264, 2048, biased=True),
+    Case(BF16, 24, 320, activation="gelu"),
+]
+
+
+@functools.cache
+def library():
+    return compile_emulated([case.kernel for case in CASES])
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_meaning(case, rows):
+    for seed in SEEDS[1:] if rows < 17 else SEEDS[-1:]:
+        out = torch.full((rows, case.outputs), torch.nan, dtype=case.dtype)
+        run_emulated(library(), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
+        torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=2 * torch.finfo(case.dtype).eps, atol=1e-5 * case.inputs**0.5)

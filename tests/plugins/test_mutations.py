@@ -1,0 +1,108 @@
+"""What the emulation of a GPU is for: a kernel that lacks a barrier, a wait or a bound is found out, with some order of threads."""
+
+import functools
+import re
+import shutil
+
+import pytest
+import torch
+from emulated_gpu import GPU_TARGETS, LaunchError, compile_emulated, run_emulated
+from kernel_harness import PLUGINS
+from nodes import F32, call_node
+from paged import Sequences, Shape, new_blocks, new_cache
+from test_cuda_linear import Case
+
+from slipway.plugins.rms_norm import plugin as rms_norm
+from slipway.quantization.formats import BF16
+
+SEEDS = range(1, 33)
+
+
+def occurrences(header, pattern):
+    """(header, pattern, n) for every place of a header where a pattern is."""
+    text = (PLUGINS / header).read_text()
+    return [(header, pattern, n) for n in range(len(re.findall(pattern, text)))]
+
+
+MUTATIONS = [
+    *occurrences("rms_norm/kernel.cuh", r"__syncthreads\(\);"),
+    *occurrences("linear/cuda/few_rows.cuh", r"__syncthreads\(\);"),
+    *occurrences("linear/cuda/many_rows.cuh", r"__syncthreads\(\);"),
+    *occurrences("linear/cuda/many_rows.cuh", r"wait_for_copies<.*?>\(\);"),
+    *occurrences("paged_attention/cuda/decode.cuh", r"__syncthreads\(\);"),
+    *occurrences("paged_attention/cuda/prefill.cuh", r"__syncthreads\(\);"),
+    *occurrences("paged_attention/cuda/prefill.cuh", r"wait_for_copies<.*?>\(\);"),
+    *occurrences("paged_attention/cuda/prepare.cuh", r"__syncwarp\(\);"),
+]
+
+
+def norm_is_right(kernel, library, seed):
+    x, weight = torch.randn(5, 1024), torch.randn(1024)
+    out = torch.full((5, 1024), torch.nan)
+    run_emulated(library, kernel, [x], [out], [weight.numpy()], seed=seed)
+    return torch.allclose(out, rms_norm.rms_norm(x, weight, 1e-6, False), atol=1e-4)
+
+
+def linear_is_right(case, library, seed):
+    right = []
+    for rows in (5, 70):
+        out = torch.full((rows, case.outputs), torch.nan)
+        run_emulated(library, case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
+        right.append(torch.allclose(out.double(), case.meaning[:rows], atol=1e-2))
+    return all(right)
+
+
+def attention_is_right(kernels, library, seed):
+    kernel, sequences = kernels[seed % 2], Sequences(SHAPES[seed % 2], [700], seed)
+    cache, blocks, right = new_cache(sequences), new_blocks(sequences, kernel, fill=0xFF), []
+    for parts in ([(0, 0, 699)], [(0, 699, 700)]):
+        step = sequences.step(parts)
+        right.append(torch.allclose(step.run_emulated(kernel, library, blocks, seed), step.meaning(cache), atol=2e-2))
+    return all(right)
+
+
+SHAPES = [Shape(num_heads=2, num_kv_heads=1, head_dim=64, rotary_dim=64, interleaved=True, norm=norm) for norm in (False, True)]
+CASE = Case(BF16, 40, 2048)
+
+
+@functools.cache
+def subjects():
+    """By plugin: its kernels, and whether those of a library are right."""
+    norm = call_node(torch.ops.slipway.rms_norm.default, torch.zeros(2, 1024), torch.zeros(1024), 1e-6, False, storage=F32)
+    norm_kernel = rms_norm.PLUGIN.lower(norm, GPU_TARGETS[0])
+    attention = [Sequences(shape, [700]).step([(0, 0, 1)]).lower(GPU_TARGETS[0]) for shape in SHAPES]
+    return {
+        "rms_norm": ([norm_kernel], functools.partial(norm_is_right, norm_kernel)),
+        "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE)),
+        "paged_attention": (attention, functools.partial(attention_is_right, attention)),
+    }
+
+
+def mutated(kernels, header, pattern, number, folder, replacement=""):
+    """The kernels' library, compiled with a copy of their headers in which one place is another."""
+    headers = folder / "plugins"
+    shutil.copytree(PLUGINS, headers, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    path, count = headers / header, iter(range(1000))
+    path.write_text(re.sub(pattern, lambda found: replacement if next(count) == number else found[0], path.read_text()))
+    return compile_emulated(kernels, "-I", str(headers), "-I", str(headers / "include"))
+
+
+@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention"])
+def test_as_they_are_kernels_are_right(plugin):
+    kernels, is_right = subjects()[plugin]
+    library = compile_emulated(kernels)
+    assert all(is_right(library, seed) for seed in SEEDS[:4])
+
+
+@pytest.mark.parametrize("header, pattern, number", MUTATIONS)
+def test_what_is_dropped_is_found_out(header, pattern, number, tmp_path):
+    kernels, is_right = subjects()[header.partition("/")[0]]
+    library = mutated(kernels, header, pattern, number, tmp_path)
+
+    def found_out(seed):
+        try:
+            return not is_right(library, seed)
+        except (LaunchError, AssertionError):
+            return True
+
+    assert any(map(found_out, SEEDS)), f"{header}: {pattern}, occurrence {number}: nobody notices that it is gone"
