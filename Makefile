@@ -29,7 +29,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml .ci/constraints.txt $(wildcard runtime/native/*) plugins/include/slipway/abi.hpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[triton,test]'
+	$(PIP) -e '.[cuda,triton,test]'
 	touch $@
 
 size:                    ## lines of code a room

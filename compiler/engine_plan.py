@@ -11,7 +11,7 @@ from slipway.compiler.ops import op_name
 from slipway.compiler.plan import PlannedGraph, PlannedStep, weight_id
 from slipway.compiler.values import View, resolve, rows_of
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
-from slipway.plugins.plugin import Kernel
+from slipway.plugins.plugin import Kernel, Launch
 from slipway.runtime import manifest
 
 
@@ -69,10 +69,18 @@ def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef]) -> d
             positions=kernel.positions,
             kv_block_size=BLOCK_SIZE if kernel.kv_layer is not None else 0,
             kv_block_bytes=kernel.kv_block_bytes,
+            image=f"{kernel.symbol}.cubin" if kernel.launches else None,
+            launches=tuple(map(_launch, kernel.launches)),
+            counters=kernel.counters,
         )
         if needs.setdefault(kernel.symbol, found) != found:
             raise InternalError(f"two steps call {kernel.symbol} with different needs")
     return needs
+
+
+def _launch(launch: Launch) -> manifest.Launch:
+    grid = tuple(manifest.Extent(**asdict(extent)) for extent in launch.grid)
+    return manifest.Launch(**{**asdict(launch), "grid": grid})
 
 
 def _kv_cache(kernels: list[Kernel], num_blocks: int) -> manifest.KvCache:

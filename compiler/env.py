@@ -13,6 +13,7 @@ VARIABLES = {
     "SLIPWAY_DEBUG": "0..5: times, diffs, declined rewrites, rendered kernels, compiler commands",
     "SLIPWAY_CACHE": "folder of the stage cache (default: ~/.cache/slipway)",
     "SLIPWAY_CACHE_SIZE": "what the stage cache may hold beside engines, as 500MB, 50GB or 1TB (default: 50GB)",
+    "SLIPWAY_DEVICE": "emulated, or emulated:SEED: engines for a GPU run on the CPU, with that order of threads",
     "SLIPWAY_CXX": "C++ compiler for host kernels (default: c++)",
 }
 

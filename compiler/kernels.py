@@ -1,4 +1,4 @@
-"""Compiles the plan's kernels for a CPU and links them into one shared object."""
+"""Compiles the plan's kernels for a CPU, those of a GPU for its emulation there, and links them into one shared object."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ PLUGINS = pathlib.Path(__file__).resolve().parent.parent / "plugins"
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
 
 
+EMULATION_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-mavx2", "-mfma", "-fno-math-errno", "-fvisibility=hidden", "-Wno-unknown-pragmas")
+EMULATION_CPU_FLAGS = ("avx2", "fma")  # what they take for granted
+GPU_HEADERS = ("cuda", "emulation")  # folders of plugins/include/slipway
+
+
 @functools.cache
-def headers_digest() -> str:
-    """One hash of every C++ header a kernel may include."""
-    return digest("".join(p.read_text() for p in sorted(PLUGINS.rglob("*.hpp"))))
+def headers_digest(gpu: bool) -> str:
+    """One hash of every C++ or CUDA header a kernel may include."""
+    if gpu:
+        paths = [path for suffix in ("cuh", "hpp") for path in PLUGINS.rglob(f"*.{suffix}")]
+    else:
+        paths = [path for path in PLUGINS.rglob("*.hpp") if path.parent.name not in GPU_HEADERS]
+    return digest("".join(path.read_text() for path in sorted(paths)))
 
 
 def compile_library(kernels: list[Kernel], target: Target, cache: StageCache, jobs: int, done: Callable[[int], None]) -> pathlib.Path:
@@ -34,26 +43,27 @@ def compile_library(kernels: list[Kernel], target: Target, cache: StageCache, jo
         return compiled
 
     with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compile_one, sorted(_unique_sources(kernels).items())))
+        objects = list(pool.map(compile_one, sorted(unique_sources(kernels).items())))
     link = lambda out: _run([*env.cxx(), "-shared", "-o", out, *objects])  # noqa: E731
     return cache.fetch("kernels", f"library {target}", library_parts(kernels, target), link)
 
 
 def library_parts(kernels: list[Kernel], target: Target) -> dict[str, str]:
     """What the shared object depends on."""
-    objects = [digest(str(sorted(object_parts(source, target).items()))) for _, source in sorted(_unique_sources(kernels).items())]
+    objects = [digest(str(sorted(object_parts(source, target).items()))) for _, source in sorted(unique_sources(kernels).items())]
     return {"kernels": digest("".join(objects)), "compiler": compiler_version()}
 
 
 def object_parts(source: str, target: Target) -> dict[str, str]:
-    return {"source": digest(source), "headers": headers_digest(), "flags": " ".join(_flags(target)), "compiler": compiler_version()}
+    return {"source": digest(source), "headers": headers_digest(target.gpu is not None), "flags": " ".join(_flags(target)), "compiler": compiler_version()}
 
 
 def _flags(target: Target) -> tuple[str, ...]:
-    return (*COMMON_FLAGS, *CPU_ISAS[target.isa][1])
+    return EMULATION_FLAGS if target.gpu else (*COMMON_FLAGS, *CPU_ISAS[target.isa][1])
 
 
-def _unique_sources(kernels: list[Kernel]) -> dict[str, str]:
+def unique_sources(kernels: list[Kernel]) -> dict[str, str]:
+    """By symbol."""
     sources: dict[str, str] = {}
     for kernel in kernels:
         if sources.setdefault(kernel.symbol, kernel.source) != kernel.source:

@@ -19,7 +19,8 @@ from slipway.compiler.engine_plan import make_plan
 from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
-from slipway.compiler.kernels import compile_library, library_parts
+from slipway.compiler.cubins import compile_cubins
+from slipway.compiler.kernels import EMULATION_CPU_FLAGS, compile_library, library_parts
 from slipway.compiler.layout import lay_out
 from slipway.compiler.machine import host_isa, host_isas, measure_limits, missing_flags
 from slipway.compiler.plan import PlannedGraph, plan_graph
@@ -27,7 +28,7 @@ from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
-from slipway.compiler.target import CPU_ISAS, Target
+from slipway.compiler.target import CPU_ISAS, GPUS, Target
 from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
@@ -36,7 +37,7 @@ from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.quantization import formats
 from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest
-from slipway.runtime.machine import available_bytes, usable_cores
+from slipway.runtime.machine import available_bytes, cpu_flags, usable_cores
 
 LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
 NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # as configs call them
@@ -97,6 +98,8 @@ def check_inputs(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 def target_of(recipe: Recipe) -> Target:
     """The recipe's target, `auto` settled to this machine's strongest instruction set."""
+    if recipe.target in GPUS:
+        return Target(recipe.target)
     isa = host_isa() if recipe.cpu.isa == "auto" else recipe.cpu.isa
     if isa is None:
         raise recipe.error(("cpu", "isa"), f"this processor lacks {', '.join(missing_flags())}", "a processor with AVX2, FMA and F16C")
@@ -104,7 +107,11 @@ def target_of(recipe: Recipe) -> Target:
 
 
 def check_runs_here(recipe: Recipe, target: Target) -> None:
-    """Raises UserError for an engine that could not be compared with its checkpoint here."""
+    """Raises UserError for an engine that could not be compared with its checkpoint here. A GPU is emulated."""
+    if target.gpu:
+        if missing := [flag for flag in EMULATION_CPU_FLAGS if flag not in cpu_flags()]:
+            raise recipe.error(("target",), f"this CPU lacks {', '.join(missing)}, which emulating a GPU takes", None, "--set verify.when=never builds without the check")
+        return
     if target.isa not in host_isas():
         missing = ", ".join(missing_flags(target.isa))
         raise recipe.error(("cpu", "isa"), f"{target.isa}: this CPU lacks {missing}, and the engine is to be verified on it",
@@ -124,7 +131,11 @@ def _plan(job: Build) -> PlannedGraph:
         check_overrides(job.recipe, choose_formats(graph, job.recipe))
         graph = run_passes(graph)
         choose_formats(graph, job.recipe)
-        return plan_graph(graph, job.target)
+        planned = plan_graph(graph, job.target)
+    if job.target.gpu and planned.declined:
+        found = "; ".join(f"{name}: {why}" for name, why in planned.declined.items())
+        raise job.recipe.error(("target",), f"no kernel for {found}", "a model whose every op has one", "target: cpu runs such ops in ONNX Runtime")
+    return planned
 
 
 def _captured(job: Build) -> Graph:
@@ -223,12 +234,13 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
     kernels = planned.kernels()
     with job.progress.stage("compile kernels", total=len({k.symbol for k in kernels}), unit="kernels") as stage:
         library = compile_library(kernels, job.target, job.cache, usable_cores(), stage.advance)
+        cubins = compile_cubins(kernels, job.target.gpu, job.cache, usable_cores(), lambda _: None) if job.target.gpu else {}
     with job.progress.stage("pack weights", total=len(planned.weights()), unit="weights") as stage:
         packed = pack_weights(planned, job.checkpoint, job.identities, job.cache, usable_cores(), stage.advance)
         segments = compile_segments(planned, job.checkpoint, job.identities, job.cache)
     with directory.publishing(job.out) as draft:
         with job.progress.stage("write the engine"):
-            described = _write(job, planned, draft, library, packed, segments)
+            described = _write(job, planned, draft, library, cubins, packed, segments)
         with job.progress.stage("verify"):
             accuracy = None if unverified else verify.verify(job.recipe, job.checkpoint, draft, job.cache, job.identities)
         if accuracy:
@@ -242,11 +254,13 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
                        has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
 
 
-def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, packed: dict[tuple, PackedFile],
-           segments: dict[int, pathlib.Path]) -> manifest.Manifest:
+def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: pathlib.Path, cubins: dict[str, pathlib.Path],
+           packed: dict[tuple, PackedFile], segments: dict[int, pathlib.Path]) -> manifest.Manifest:
     """Everything but verify.json, which is about what is written here."""
-    library_name = f"host-{job.target.isa}.so"
+    library_name = f"emulated-{job.target}.so" if job.target.gpu else f"host-{job.target.isa}.so"
     directory.place(library, draft / "kernels" / library_name)
+    for symbol, path in cubins.items():
+        directory.place(path, draft / "kernels" / f"{symbol}.cubin")
     for file in packed.values():
         directory.place(file.path, draft / "weights" / f"{file.digest}.bin")
     for path in segments.values():
@@ -258,7 +272,7 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
     _write_explanation(plan, draft)
     described = manifest.Manifest(
         model=job.recipe.model,
-        target=manifest.Target(job.target.kind, job.target.isa, CPU_ISAS[job.target.isa][0]),
+        target=_described_target(job.target),
         limits=job.limits,
         plan=plan,
         files=_files(draft, packed),
@@ -271,6 +285,12 @@ def _write(job: Build, planned: PlannedGraph, draft: pathlib.Path, library: path
     )
     described.write(draft)
     return described
+
+
+def _described_target(target: Target) -> manifest.Target:
+    if target.gpu:
+        return manifest.Target(target.kind, target.gpu.arch, EMULATION_CPU_FLAGS)
+    return manifest.Target(target.kind, target.isa, CPU_ISAS[target.isa][0])
 
 
 def _files(draft: pathlib.Path, packed: dict[tuple, PackedFile]) -> dict[str, manifest.File]:

@@ -30,13 +30,14 @@ TEMPLATES = jinja2.Environment(
 @dataclass(frozen=True)
 class Serving:
     """How Triton runs the engine. decoupled: streams, which plain `infer` calls cannot receive; without it one response
-    a request, by `infer` too. threads, kv_tokens, max_queued, verify: of Engine.load, None for the engine's own."""
+    a request, by `infer` too. threads, kv_tokens, max_queued, verify, emulate: of Engine.load, None for the engine's own."""
 
     decoupled: bool = True
     threads: int | None = None
     kv_tokens: int | None = None
     max_queued: int = 1024
     verify: bool = True
+    emulate: bool | None = None
 
 
 def write_repository(

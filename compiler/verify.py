@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from slipway.compiler.machine import processor
 from slipway.compiler.quantities import bytes_text
 from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import Recipe
+from slipway.runtime import gpu
 from slipway.runtime.machine import available_bytes, usable_cores
 from slipway.runtime.manifest import Manifest
 
@@ -147,15 +149,21 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
         np.save(tokens, windows)
-        done = subprocess.run([sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)]
+        done = subprocess.run(command, capture_output=True, text=True, env=_emulating())
         if done.returncode:
             raise InternalError(f"the engine just built does not run:\n{done.stderr[-4000:]}")
         return np.load(logits)
 
 
+def _emulating() -> dict[str, str]:
+    """The environment of a process that emulates GPUs."""
+    return {gpu.VARIABLE: "emulated", **os.environ}
+
+
 def try_loading(engine: pathlib.Path) -> None:
     """Loads the engine in a process of the runtime alone: what the runtime would refuse is not published."""
-    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True, env=_emulating())
     if done.returncode:
         raise InternalError(f"the engine just built does not load:\n{done.stderr[-4000:]}")
 

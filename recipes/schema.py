@@ -18,7 +18,6 @@ from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, t
 WeightType = Literal["bf16", "int8", "int4"]
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
-PLANNED_TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}  # nats a token, against the checkpoint in float32
 
 MOST = 1 << 30  # of anything counted
@@ -205,8 +204,8 @@ class Recipe(Section):
     """What the engine calls itself."""
     checkpoint: Annotated[str | None, Expects("a folder")] = None
     """Hugging Face checkpoint folder, relative to this file; slipway build --model DIR goes before it."""
-    target: Literal["cpu"]
-    """What the engine runs on."""
+    target: Literal["cpu", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"]
+    """What the engine runs on: this kind of processor, or an NVIDIA GPU by its compute capability."""
     cpu: Cpu = Cpu()
     """Choices for target: cpu."""
     precision: Precision
@@ -221,13 +220,6 @@ class Recipe(Section):
     """The accuracy an engine must have to be published."""
 
     _origin: Origin = PrivateAttr()
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _target(cls, value: Any) -> Any:
-        if value in PLANNED_TARGETS:
-            raise rule(f"{value} is planned and not part of this version", "cpu", "target: cpu")
-        return value
 
     @property
     def path(self) -> Path:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from slipway.runtime import loading, sampling
+from slipway.runtime import gpu, loading, sampling
 from slipway.runtime.chat import ChatTemplate
 from slipway.runtime.dispatcher import Dispatcher
 from slipway.runtime.errors import EngineError, RequestError
@@ -53,8 +53,10 @@ class Engine:
         kv_tokens: int | None = None,
         max_queued: int = 1024,
         verify: bool = True,
+        emulate: bool | None = None,
     ) -> Engine:
         """path: an engine directory. threads, kv_tokens: None for what the recipe says. max_queued: requests that may wait.
+        emulate: run a GPU's kernels on the CPU; None: if SLIPWAY_DEVICE says so.
 
         verify: compare every file with its hash. Raises EngineError, in one sentence, for an engine that is damaged or was
         made for another version or machine, and for one that does not fit into memory.
@@ -63,15 +65,16 @@ class Engine:
 
         directory = pathlib.Path(path)
         manifest = Manifest.read(directory)
-        options = loading.Options(loading.stated_threads(manifest) if threads is None else threads, kv_tokens, verify, max_queued)
-        loading.check_machine(manifest, directory)
+        emulated = gpu.emulation(manifest.target, emulate)
+        options = loading.Options(loading.stated_threads(manifest) if threads is None else threads, kv_tokens, verify, max_queued, emulated)
+        loading.check_machine(manifest, directory, emulated)
         num_blocks = loading.choose_blocks(manifest, options)
         weights = loading.map_files(manifest, directory, options)
         tokenizer = loading.tokenizer_of(manifest, directory)
         vocabulary = loading.vocabulary_of(manifest, directory)
         loading.request_amx(manifest)
         try:
-            native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads, max_queued)
+            native = _native.Engine(manifest, str(directory), weights, vocabulary, num_blocks, options.num_threads, max_queued, emulated)
         except RuntimeError as error:
             raise EngineError(str(directory), str(error)) from None
         loading.bind_segments(manifest, directory, native, options)

@@ -6,7 +6,7 @@ import os
 import pathlib
 from dataclasses import dataclass
 
-from slipway.runtime import integrity, machine
+from slipway.runtime import gpu, integrity, machine
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
 from slipway.runtime.parallel import for_each
@@ -21,12 +21,14 @@ class Options:
     """threads: None for as many as the recipe says, every usable core by default. kv_tokens: None for what the recipe says.
 
     verify: compare all files with hashes. max_queued: requests that may wait for their first step; further ones are refused.
+    emulated: the seed, where a GPU is to be emulated.
     """
 
     threads: int | None = None
     kv_tokens: int | None = None
     verify: bool = True
     max_queued: int = 1024
+    emulated: int | None = None
 
     def __post_init__(self):
         for name in ("threads", "kv_tokens", "max_queued"):
@@ -52,11 +54,13 @@ def has_auto_cache(manifest: Manifest) -> bool:
     return manifest.recipe.get("limits", {}).get("kv_cache_tokens") == "auto"
 
 
-def check_machine(manifest: Manifest, where: pathlib.Path) -> None:
-    """Raises MachineError if this processor cannot run the engine's kernels."""
+def check_machine(manifest: Manifest, where: pathlib.Path, emulated: int | None = None) -> None:
+    """Raises MachineError if this processor, or its GPU, cannot run the engine's kernels."""
+    if manifest.target.is_gpu and emulated is None:
+        return gpu.check(manifest.target, str(where))
     missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
-    if manifest.target.kind != "cpu":
-        raise EngineError(str(where), f"built for {manifest.target.kind}", "a cpu engine")
+    if missing and manifest.target.is_gpu:
+        raise MachineError(str(where), f"this CPU lacks {', '.join(missing)}, which emulating a GPU takes")
     if missing:
         raise MachineError(
             str(where),
@@ -71,7 +75,7 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
     block_bytes = plan.kv.layers * plan.kv.block_bytes
     scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
     rest = scratch + sum(weight.bytes for weight in plan.weights)  # the logits lie in the arena
-    available = machine.available_bytes()
+    available = gpu.available_bytes() if manifest.target.is_gpu and options.emulated is None else machine.available_bytes()
     if options.kv_tokens is not None:
         blocks = -(-options.kv_tokens // plan.kv.block_size)
     else:

@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 
@@ -81,12 +81,39 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """Blocks along one dimension of a grid: fixed + ceil(times * count / per). of: what is counted of a step, None: nothing."""
+
+    of: str | None  # "rows", "tokens", "sequences"
+    times: int
+    per: int
+    fixed: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a CUDA function, in graphs for min_rows to max_rows rows (None: any number), for steps in which some sequence has
+    at least min_new_tokens tokens.
+    """
+
+    function: str
+    threads: int
+    grid: tuple[Extent, ...]  # three
+    shared_bytes: int
+    min_rows: int
+    max_rows: int | None
+    min_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a kernel was compiled to take for granted; the steps that call it must give it all of that.
 
     inputs, outputs: bytes it touches of a row. weights: bytes of each. gathers: it picks rows of tokens for its logit rows.
     token_ids, positions: it has table rows for those below. kv_block_size, kv_block_bytes: of the cache it was compiled for.
     0 or None: it does without.
+
+    image, launches, counters: of a GPU's kernel, its code (kernels/<image>), how it is launched, and the 32-bit words it wants at zero.
     """
 
     inputs: tuple[int, ...]
@@ -99,6 +126,9 @@ class Needs:
     positions: int | None = None
     kv_block_size: int = 0
     kv_block_bytes: int = 0
+    image: str | None = None
+    launches: tuple[Launch, ...] = ()
+    counters: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +161,7 @@ class Plan:
     local_scratch_bytes: int
     vocab_size: int
     logits: Operand  # f32 [num_logit_rows, vocab_size]
-    library: str  # kernels/<name>
+    library: str  # kernels/<name>: kernels of a CPU; those of a GPU for its emulation
     buffers: tuple[Buffer, ...]
     weights: tuple[WeightRef, ...]
     kernels: dict[str, Needs]  # by symbol
@@ -141,11 +171,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Target:
-    """kind: "cpu". isa: its name, for messages. cpu_flags: what /proc/cpuinfo must list."""
+    """kind: "cpu" or "sm90" and the like. isa: its name, for messages. cpu_flags: what /proc/cpuinfo must list; for a GPU, to emulate it."""
 
     kind: str
     isa: str
     cpu_flags: tuple[str, ...]
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind.startswith("sm")
 
 
 @dataclass(frozen=True)

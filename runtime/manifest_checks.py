@@ -6,11 +6,15 @@ import pathlib
 import re
 
 from slipway.runtime.errors import EngineError
-from slipway.runtime.manifest import Buffer, Limits, Manifest, Needs, Operand, Plan, Step
+from slipway.runtime.manifest import Buffer, Launch, Limits, Manifest, Needs, Operand, Plan, Step
 
 DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 MOST = 1 << 30  # of anything counted: sums of two still fit the native side's int32
 LINE = 64  # bytes; rows and outputs start at a multiple
+MOST_THREADS, MOST_SHARED_BYTES = 1024, 232_448  # of a block on any GPU
+MOST_OF_GRID = (1 << 31) - 1, 65535, 65535
+MOST_OPERANDS = {"inputs": 4, "outputs": 2, "weights": 6}  # slipway::cuda::Call
+COUNTED = ("rows", "tokens", "sequences", None)
 BATCH_INPUTS = ("input_ids", "positions", "logit_rows")
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
@@ -111,6 +115,7 @@ def _check_plan(manifest: Manifest, where: str) -> None:
         _check_listed(manifest, f"kernels/{plan.library}", f"{where}.library")
     for symbol, needs in plan.kernels.items():
         _check_plan_gives(needs, manifest, f"{where}.kernels.{symbol}")
+        _check_launches(needs, manifest, f"{where}.kernels.{symbol}")
     for i, step in enumerate(plan.steps):
         _check_step(step, manifest, f"{where}.steps[{i}]")
     _check_operand(plan.logits, plan, limits, f"{where}.logits")
@@ -149,6 +154,40 @@ def _check_plan_gives(needs: Needs, manifest: Manifest, where: str) -> None:
     if needs.kv_block_size and (plan.kv.block_size, plan.kv.block_bytes) != (needs.kv_block_size, needs.kv_block_bytes):
         found = f"KV blocks of {plan.kv.block_size} tokens in {plan.kv.block_bytes} bytes"
         raise EngineError(where, found, f"{needs.kv_block_size} in {needs.kv_block_bytes}, which the kernel needs")
+
+
+def _check_launches(needs: Needs, manifest: Manifest, where: str) -> None:
+    if (needs.image is not None) != manifest.target.is_gpu:
+        raise EngineError(f"{where}.image", repr(needs.image), f"{'a file below kernels/' if manifest.target.is_gpu else 'none'}, as for {manifest.target.kind}")
+    if needs.image is None:
+        return
+    _check_listed(manifest, f"kernels/{needs.image}", f"{where}.image")
+    _check_at_least(0, where, counters=needs.counters)
+    for name, most in MOST_OPERANDS.items():
+        if len(getattr(needs, name)) > most:
+            raise EngineError(f"{where}.{name}", f"{len(getattr(needs, name))} of them", f"at most {most}")
+    for i, launch in enumerate(needs.launches):
+        _check_launch(launch, manifest.limits, f"{where}.launches[{i}]")
+
+
+def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
+    if not SYMBOL.fullmatch(launch.function):
+        raise EngineError(f"{where}.function", repr(launch.function), "a C identifier")
+    if not (1 <= launch.threads <= MOST_THREADS and launch.threads % 32 == 0):
+        raise EngineError(f"{where}.threads", f"{launch.threads}", f"whole warps, at most {MOST_THREADS}")
+    if not 0 <= launch.shared_bytes <= MOST_SHARED_BYTES:
+        raise EngineError(f"{where}.shared_bytes", f"{launch.shared_bytes}", f"0..{MOST_SHARED_BYTES}")
+    _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens)
+    if len(launch.grid) != 3:
+        raise EngineError(f"{where}.grid", f"{len(launch.grid)} extents", "three")
+    most = max(limits.max_batch_tokens, limits.max_logit_rows, limits.max_sequences)
+    for extent, blocks in zip(launch.grid, MOST_OF_GRID):
+        if extent.of not in COUNTED:
+            raise EngineError(f"{where}.grid", repr(extent.of), '"rows", "tokens", "sequences" or none')
+        _check_count(f"{where}.grid", times=extent.times, per=extent.per)
+        _check_at_least(0, f"{where}.grid", fixed=extent.fixed)
+        if not 1 <= (found := extent.fixed + (-(-extent.times * most // extent.per) if extent.of else 0)) <= blocks:
+            raise EngineError(f"{where}.grid", f"{found} blocks", f"1..{blocks}")
 
 
 def _check_step(step: Step, manifest: Manifest, where: str) -> None:

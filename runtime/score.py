@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from slipway.runtime import loading
+from slipway.runtime import gpu, loading
 from slipway.runtime.manifest import Manifest
 
 
@@ -22,12 +22,13 @@ class Scorer:
 
         directory = pathlib.Path(path)
         self.manifest = manifest = Manifest.read(directory)
-        options = loading.Options(threads or loading.stated_threads(manifest), None, True)
-        loading.check_machine(manifest, directory)
+        emulated = gpu.emulation(manifest.target, None)
+        options = loading.Options(threads or loading.stated_threads(manifest), None, True, emulated=emulated)
+        loading.check_machine(manifest, directory, emulated)
         loading.request_amx(manifest)
         self.num_blocks = -(-manifest.limits.max_sequence_length // manifest.plan.kv.block_size)
         weights = loading.map_files(manifest, directory, options)
-        self.executor = _native.Executor(manifest, str(directory), weights, self.num_blocks, options.num_threads)
+        self.executor = _native.Executor(manifest, str(directory), weights, self.num_blocks, options.num_threads, emulated)
         loading.bind_segments(manifest, directory, self.executor, options)
         self._blocks = np.arange(self.num_blocks, dtype=np.int32)[None]
 

@@ -48,6 +48,7 @@ class Loading:
     threads: int | None = None
     kv_tokens: int | None = None
     verify: bool = True
+    emulate: bool | None = None
 
     def engine(self):
         """The loaded engine, a context manager."""
@@ -58,20 +59,21 @@ class Loading:
     @property
     def options(self) -> dict[str, Any]:
         """What Engine.load takes beside the path."""
-        return {"threads": self.threads, "kv_tokens": self.kv_tokens, "verify": self.verify}
+        return {"threads": self.threads, "kv_tokens": self.kv_tokens, "verify": self.verify, "emulate": self.emulate}
 
 
 def loading_options(command: Callable) -> Callable:
     """Gives the command its ENGINE argument and the options of loading as `loading`."""
 
     @functools.wraps(command)
-    def with_loading(*args: Any, engine: Path, threads: int | None, kv_tokens: int | None, verify: bool, **options: Any) -> Any:
-        return command(*args, loading=Loading(engine, threads, kv_tokens, verify), **options)
+    def with_loading(*args: Any, engine: Path, threads: int | None, kv_tokens: int | None, verify: bool, emulate: bool, **options: Any) -> Any:
+        return command(*args, loading=Loading(engine, threads, kv_tokens, verify, emulate or None), **options)
 
     options = (
         engine_argument,
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; one a core by default."),
         click.option("--kv-tokens", type=click.IntRange(1), metavar="N", help="Tokens the KV cache holds; by default as the recipe says."),
         click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every file with its hash."),
+        click.option("--emulate", is_flag=True, help="Run an engine for a GPU on the CPU, by emulation: right, and slow."),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), with_loading)

@@ -61,7 +61,7 @@ def triton(
     """
     from slipway.compiler.triton_repository import Serving, write_repository
 
-    serving = Serving(decoupled, loading.threads, loading.kv_tokens, max_queued, loading.verify)
+    serving = Serving(decoupled, loading.threads, loading.kv_tokens, max_queued, loading.verify, loading.emulate)
     names = write_repository(loading.path, out, contract, name=name, copy_engine=copy, serving=serving)
     click.echo(f"{out}: {', '.join(names)}", err=start)
     if start:

@@ -22,8 +22,8 @@ namespace {
 class PythonEngine {
  public:
   PythonEngine(nb::handle manifest, const std::string& directory, nb::handle weights, nb::handle vocabulary, int32_t num_blocks, int32_t threads,
-               int32_t max_queued)
-      : plan_(plan_from_python(manifest, directory, num_blocks)) {
+               int32_t max_queued, std::optional<uint64_t> emulated)
+      : plan_(plan_from_python(manifest, directory, num_blocks, emulated)) {
     std::vector<int32_t> eos;
     if (const nb::object tokenizer = manifest.attr("tokenizer"); !tokenizer.is_none())
       for (nb::handle token : tokenizer.attr("eos_token_ids")) eos.push_back(nb::cast<int32_t>(token));
@@ -76,8 +76,8 @@ class PythonEngine {
 void bind_engine(nb::module_& module) {
   using Self = PythonEngine;
   nb::class_<Self>(module, "Engine", "The engine thread and its queues; see runtime/engine.py.")
-      .def(nb::init<nb::handle, const std::string&, nb::handle, nb::handle, int32_t, int32_t, int32_t>(), "manifest"_a, "directory"_a, "weights"_a,
-           "vocabulary"_a, "num_blocks"_a, "threads"_a, "max_queued"_a)
+      .def(nb::init<nb::handle, const std::string&, nb::handle, nb::handle, int32_t, int32_t, int32_t, std::optional<uint64_t>>(), "manifest"_a, "directory"_a, "weights"_a,
+           "vocabulary"_a, "num_blocks"_a, "threads"_a, "max_queued"_a, "emulated"_a.none())
       .def("submit", &Self::submit, "id"_a, "prompt"_a, "params"_a, "priority"_a, "deadline"_a.none(), "salt"_a, "grammar"_a.none())
       .def("poll", &Self::poll, "patience"_a, "Events since the last call, waiting for some; None when all is over.")
       .def("take_step_times", &Self::take_step_times)

@@ -1,5 +1,6 @@
 // Python's view of mappings and of a bare executor, without a scheduler: for verification and for tests.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -9,6 +10,7 @@
 
 #include "bindings.hpp"
 #include "executor.hpp"
+#include "gpu.hpp"
 #include "python_plan.hpp"
 
 namespace nb = nanobind;
@@ -62,9 +64,10 @@ using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 struct BareExecutor {
   Team team;
   Plan plan;
-  Executor executor;
-  BareExecutor(nb::handle manifest, const std::string& directory, nb::handle weights, int32_t num_blocks, int32_t threads)
-      : team(threads), plan(plan_from_python(manifest, directory, num_blocks)), executor(plan, mappings(weights), team) {}
+  std::unique_ptr<Executor> executor;
+  BareExecutor(nb::handle manifest, const std::string& directory, nb::handle weights, int32_t num_blocks, int32_t threads,
+               std::optional<uint64_t> emulated)
+      : team(threads), plan(plan_from_python(manifest, directory, num_blocks, emulated)), executor(make_executor(plan, mappings(weights), team)) {}
 };
 
 Batch checked_batch(const Plan& plan, Ints& tokens, Ints& positions, Ints& cu_seqlens, Ints& kv_lens, Table& blocks, Ints& rows) {
@@ -107,9 +110,9 @@ nb::ndarray<nb::numpy, float> run(BareExecutor& self, Ints tokens, Ints position
   std::optional<std::string> error;
   {
     nb::gil_scoped_release release;
-    error = self.executor.run(batch);
+    error = self.executor->run(batch);
     for (int32_t row = 0; row < batch.num_logit_rows; ++row)
-      std::copy_n(self.executor.logits(row), columns, logits + static_cast<size_t>(row) * columns);
+      std::copy_n(self.executor->logits(row), columns, logits + static_cast<size_t>(row) * columns);
   }
   if (error) throw std::runtime_error(*error);
   return {logits, {rows.size(), columns}, owner};
@@ -126,18 +129,31 @@ PyType_Slot mapping_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_bu
 }  // namespace
 
 void bind_executor(nb::module_& module) {
+  module.def("first_gpu", [] {
+    const Gpu gpu(cuda_driver());
+    char name[256] = "";
+    int major = 0, minor = 0;
+    size_t free = 0, total = 0;
+    gpu.check(gpu.api().device_name(name, sizeof name, 0), "its name");
+    gpu.check(gpu.api().device_attribute(&major, cuda_capability_major, 0), "its compute capability");
+    gpu.check(gpu.api().device_attribute(&minor, cuda_capability_minor, 0), "its compute capability");
+    gpu.check(gpu.api().memory_info(&free, &total), "its memory");
+    return nb::make_tuple(std::string(name), 10 * major + minor, free);
+  }, "Name, compute capability and free bytes of the first GPU; RuntimeError where there is none.");
+
   nb::class_<Mapping>(module, "Mapping", nb::type_slots(mapping_slots), "A file in memory, read-only; a buffer.")
       .def("__init__", [](Mapping* self, const std::string& path, size_t bytes) { new (self) Mapping(Mapping::file(path, bytes)); }, "path"_a, "bytes"_a)
       .def("populate", &Mapping::populate, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<BareExecutor>(module, "Executor", "Replays a plan without a scheduler; the caller places the KV blocks.")
-      .def(nb::init<nb::handle, const std::string&, nb::handle, int32_t, int32_t>(), "manifest"_a, "directory"_a, "weights"_a, "num_blocks"_a, "threads"_a)
+      .def(nb::init<nb::handle, const std::string&, nb::handle, int32_t, int32_t, std::optional<uint64_t>>(), "manifest"_a, "directory"_a, "weights"_a, "num_blocks"_a,
+           "threads"_a, "emulated"_a.none() = nb::none())
       .def("run", &run, "token_ids"_a, "positions"_a, "cu_seqlens"_a, "kv_lens"_a, "block_table"_a, "logit_rows"_a,
            "Logits [wanted rows, vocab_size] of one ragged batch; int32 arrays as slipway::Batch has them.")
-      .def("time_steps", [](BareExecutor& self, bool on) { self.executor.time_steps(on); }, "on"_a)
-      .def_prop_ro("step_seconds", [](BareExecutor& self) { return self.executor.step_seconds(); }, "Of the last run, if timed.")
-      .def("run_segments_with", [](BareExecutor& self, nb::object run) { self.executor.run_segments_with(python_segments(std::move(run))); })
-      .def("arena", [](BareExecutor& self) { return arena_of(self.executor); }, nb::rv_policy::reference);
+      .def("time_steps", [](BareExecutor& self, bool on) { self.executor->time_steps(on); }, "on"_a)
+      .def_prop_ro("step_seconds", [](BareExecutor& self) { return self.executor->step_seconds(); }, "Of the last run, if timed.")
+      .def("run_segments_with", [](BareExecutor& self, nb::object run) { self.executor->run_segments_with(python_segments(std::move(run))); })
+      .def("arena", [](BareExecutor& self) { return arena_of(*self.executor); }, nb::rv_policy::reference);
 }
 
 }  // namespace slipway

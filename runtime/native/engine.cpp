@@ -37,7 +37,7 @@ Engine::Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> wei
     : vocab_size_(plan.vocab_size),
       vocabulary_(std::move(vocabulary)),
       team_(num_threads),
-      executor_(plan, std::move(weights), team_),
+      executor_(make_executor(plan, std::move(weights), team_)),
       scheduler_(scheduler_config(plan, std::move(eos_tokens), max_queued_requests), &vocabulary_, &drafts_) {
   for (int32_t rank = 0; rank < num_threads; ++rank) samplers_.emplace_back(vocab_size_);
   metrics_.scheduler = scheduler_.stats();
@@ -114,7 +114,7 @@ void Engine::serve() {
 
 bool Engine::serve_once() {
   const bool idle = !scheduler_.has_work() && state_ == State::serving;
-  const bool sleeps = idle && !executor_.bring_memory();
+  const bool sleeps = idle && !executor_->bring_memory();
   for (Command& command : inbox_.take(std::chrono::duration<double>(sleeps ? idle_patience_s : 0))) obey(command);
   if (state_ == State::aborting || (state_ == State::draining && !scheduler_.has_work())) return false;
   StepBatch* step = scheduler_.next(now_s());
@@ -154,8 +154,8 @@ void Engine::refuse(uint64_t request_id, Refusal refusal) {
 std::vector<Event> Engine::compute(StepBatch& step) {
   const double started_s = now_s();
   const bool recording = recording_;
-  executor_.time_steps(recording);
-  if (auto error = executor_.run(step.batch)) return scheduler_.fail(*error, now_s());
+  executor_->time_steps(recording);
+  if (auto error = executor_->run(step.batch)) return scheduler_.fail(*error, now_s());
   if (recording) record(step.batch);
   sample(step);
   const double ended_s = now_s();
@@ -191,7 +191,7 @@ void Engine::sample(StepBatch& step) {
   next_row_.next = 0;
   const auto work = [&](int32_t rank) {
     for (int64_t row; (row = next_row_.claim(1)) < num_rows;) {
-      const std::span logits(executor_.logits(static_cast<int32_t>(row)), static_cast<size_t>(vocab_size_));
+      const std::span logits(executor_->logits(static_cast<int32_t>(row)), static_cast<size_t>(vocab_size_));
       const auto at = static_cast<size_t>(row);
       if (sampled_[at].error) continue;
       sampled_[at] = samplers_[static_cast<size_t>(rank)].sample(logits, step.rows[at]);
@@ -205,7 +205,7 @@ void Engine::sample(StepBatch& step) {
 
 void Engine::record(const Batch& batch) {
   const std::lock_guard lock(books_);
-  if (step_times_.size() < most_step_times) step_times_.push_back({batch.num_tokens, batch.num_seqs, executor_.step_seconds()});
+  if (step_times_.size() < most_step_times) step_times_.push_back({batch.num_tokens, batch.num_seqs, executor_->step_seconds()});
 }
 
 void Engine::publish(std::vector<Event> events) {

@@ -36,7 +36,7 @@ class Engine {
          std::vector<int32_t> eos_tokens, int32_t num_threads, int32_t max_queued_requests);
   ~Engine();  // stops at once
 
-  Executor& executor() { return executor_; }  // before the first request
+  Executor& executor() { return *executor_; }  // before the first request
 
   // Any thread may call these.
   void submit(Request request);  // its deadline counts from now; throws std::runtime_error when closed or broken
@@ -77,7 +77,7 @@ class Engine {
   const int32_t vocab_size_;
   const Vocabulary vocabulary_;
   Team team_;
-  Executor executor_;
+  std::unique_ptr<Executor> executor_;
   PromptLookup drafts_;
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;  // one a thread

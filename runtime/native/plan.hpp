@@ -15,12 +15,33 @@ struct OperandSpec {
   int64_t arena_offset, row_bytes;
 };
 
+enum class Device { host, gpu, emulated_gpu };
+
+// blocks = fixed + ceil(times * count / per)
+struct ExtentSpec {
+  enum class Of { nothing, rows, tokens, sequences } of;
+  int64_t times, per, fixed;
+};
+
+struct LaunchSpec {
+  std::string function;
+  int32_t threads;
+  ExtentSpec grid[3];
+  int32_t shared_bytes;
+  int32_t min_rows;
+  std::optional<int32_t> max_rows;
+  int32_t min_new_tokens;
+};
+
 struct StepSpec {
+  std::string name;    // for messages
   std::string symbol;  // empty for a segment
   bool logit_rows;     // counts its rows in wanted logits, not in tokens
   std::vector<OperandSpec> inputs, outputs;
   std::vector<int32_t> weights;
   std::optional<int32_t> kv_layer;
+  std::string image;   // path of the compiled functions of `launches`; those are a GPU's
+  std::vector<LaunchSpec> launches;
 };
 
 struct KvSpec {
@@ -36,6 +57,9 @@ struct Plan {
   Limits limits;
   std::vector<StepSpec> steps;
   std::string library;  // path
+  Device device = Device::host;
+  uint64_t seed = 0;      // of an emulated GPU: shuffles its threads; 0: they run in order
+  int64_t counters = 0;   // of 32 bits, the most that a step of a GPU has
 };
 
 }  // namespace slipway

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace nb = nanobind;
@@ -26,10 +27,27 @@ std::vector<OperandSpec> operands(nb::handle from, nb::handle buffers) {
   return result;
 }
 
+ExtentSpec extent(nb::handle from) {
+  ExtentSpec result{ExtentSpec::Of::nothing, get<int64_t>(from, "times"), get<int64_t>(from, "per"), get<int64_t>(from, "fixed")};
+  if (from.attr("of").is_none()) return result;
+  const auto of = get<std::string>(from, "of");
+  result.of = of == "rows" ? ExtentSpec::Of::rows : of == "tokens" ? ExtentSpec::Of::tokens : ExtentSpec::Of::sequences;
+  return result;
+}
+
+LaunchSpec launch(nb::handle from) {
+  const nb::object grid = from.attr("grid");
+  LaunchSpec result{.function = get<std::string>(from, "function"), .threads = get<int32_t>(from, "threads"),
+                    .grid = {extent(grid[0]), extent(grid[1]), extent(grid[2])}, .shared_bytes = get<int32_t>(from, "shared_bytes"),
+                    .min_rows = get<int32_t>(from, "min_rows"), .max_rows = std::nullopt, .min_new_tokens = get<int32_t>(from, "min_new_tokens")};
+  if (!from.attr("max_rows").is_none()) result.max_rows = get<int32_t>(from, "max_rows");
+  return result;
+}
+
 StepSpec step(nb::handle from, nb::handle buffers) {
-  StepSpec result{.symbol = "", .logit_rows = get<std::string>(from, "rows") == "logit_rows",
+  StepSpec result{.name = get<std::string>(from, "name"), .symbol = "", .logit_rows = get<std::string>(from, "rows") == "logit_rows",
                   .inputs = operands(from.attr("inputs"), buffers), .outputs = operands(from.attr("outputs"), buffers),
-                  .weights = {}, .kv_layer = std::nullopt};
+                  .weights = {}, .kv_layer = std::nullopt, .image = "", .launches = {}};
   if (!from.attr("symbol").is_none()) result.symbol = get<std::string>(from, "symbol");
   if (!from.attr("kv_layer").is_none()) result.kv_layer = get<int32_t>(from, "kv_layer");
   for (nb::handle weight : from.attr("weights")) result.weights.push_back(nb::cast<int32_t>(weight));
@@ -38,7 +56,7 @@ StepSpec step(nb::handle from, nb::handle buffers) {
 
 }  // namespace
 
-Plan plan_from_python(nb::handle manifest, const std::string& directory, int32_t num_blocks) {
+Plan plan_from_python(nb::handle manifest, const std::string& directory, int32_t num_blocks, std::optional<uint64_t> emulated) {
   const nb::object plan = manifest.attr("plan"), limits = manifest.attr("limits"), kv = plan.attr("kv");
   Plan result{.arena_bytes = get<int64_t>(plan, "arena_bytes"),
               .shared_scratch_bytes = get<int64_t>(plan, "shared_scratch_bytes"),
@@ -50,7 +68,17 @@ Plan plan_from_python(nb::handle manifest, const std::string& directory, int32_t
                          get<int32_t>(limits, "max_sequences"), get<int32_t>(limits, "max_logit_rows")},
               .steps = {},
               .library = directory + "/kernels/" + get<std::string>(plan, "library")};
-  for (nb::handle item : plan.attr("steps")) result.steps.push_back(step(item, plan.attr("buffers")));
+  if (nb::cast<bool>(manifest.attr("target").attr("is_gpu"))) result.device = emulated ? Device::emulated_gpu : Device::gpu;
+  result.seed = emulated.value_or(0);
+  const nb::object kernels = plan.attr("kernels");
+  for (nb::handle item : plan.attr("steps")) {
+    StepSpec& added = result.steps.emplace_back(step(item, plan.attr("buffers")));
+    if (result.device == Device::host || added.symbol.empty()) continue;
+    const nb::object kernel = kernels[added.symbol.c_str()];
+    added.image = emulated ? result.library : directory + "/kernels/" + get<std::string>(kernel, "image");
+    for (nb::handle each : kernel.attr("launches")) added.launches.push_back(launch(each));
+    result.counters = std::max(result.counters, get<int64_t>(kernel, "counters"));
+  }
   return result;
 }
 

@@ -1,13 +1,14 @@
-// runtime/manifest.py's Manifest -> Plan, read by attribute; the GIL is held.
+// runtime/manifest.py's Manifest -> Plan, read by attribute; the GIL is held. emulated: the seed, where a GPU is emulated.
 #pragma once
 #include <nanobind/nanobind.h>
 
+#include <optional>
 #include <string>
 
 #include "plan.hpp"
 
 namespace slipway {
 
-Plan plan_from_python(nanobind::handle manifest, const std::string& directory, int32_t num_blocks);
+Plan plan_from_python(nanobind::handle manifest, const std::string& directory, int32_t num_blocks, std::optional<uint64_t> emulated);
 
 }  // namespace slipway

@@ -31,6 +31,7 @@ class Settings:
     kv_tokens: int | None = None
     max_queued: int = 1024
     verify: bool = True
+    emulate: bool | None = None
 
     @classmethod
     def read(cls, config: dict) -> Settings:
@@ -43,11 +44,11 @@ class Settings:
 
 def read_flag(text: str) -> bool:
     if text not in ("true", "false"):
-        raise EngineError("config.pbtxt", f"verify {text!r}", "true or false")
+        raise EngineError("config.pbtxt", repr(text), "true or false")
     return text == "true"
 
 
-READERS = {"threads": int, "kv_tokens": int, "max_queued": int, "verify": read_flag}
+READERS = {"threads": int, "kv_tokens": int, "max_queued": int, "verify": read_flag, "emulate": read_flag}
 
 
 class TritonPythonModel:
@@ -63,6 +64,7 @@ class TritonPythonModel:
             kv_tokens=settings.kv_tokens,
             max_queued=settings.max_queued,
             verify=settings.verify,
+            emulate=settings.emulate,
         )
         self.pump = Pump(wire)
         metrics = Metrics({"model": args["model_name"], "version": args["model_version"]})

@@ -15,7 +15,7 @@ CORE = (
     "block_pool candidates detokenizer drafts kv_cache penalties radix_cache row_scan sampler sampling_params scheduler"
     " scheduler_admission scheduler_commit scheduler_step step_batch"
 ).split()
-ENGINE = [*CORE, "engine", "executor", "library", "metrics", "team"]
+ENGINE = [*CORE, "cuda_driver", "emulated_cuda", "engine", "executor", "gpu", "gpu_executor", "host_executor", "library", "metrics", "team"]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "c++"
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
 FLAGS = "-std=c++20 -O1 -g1 -Wall -Wextra -Werror -D_GLIBCXX_ASSERTIONS".split() + SANITIZERS

@@ -65,7 +65,8 @@ class PlanReader {
   }
 
   StepSpec step() {
-    StepSpec step{.symbol = next<std::string>(), .logit_rows = next<bool>(), .inputs = {}, .outputs = {}, .weights = {}, .kv_layer = {}};
+    StepSpec step{.name = "", .symbol = next<std::string>(), .logit_rows = next<bool>(), .inputs = {}, .outputs = {}, .weights = {}, .kv_layer = {},
+                  .image = "", .launches = {}};
     step.inputs = list([this] { return operand(); });
     step.outputs = list([this] { return operand(); });
     step.weights = list([this] { return next<int32_t>(); });

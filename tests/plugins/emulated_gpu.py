@@ -18,7 +18,7 @@ import numpy as np
 from kernel_harness import CACHE, PLUGINS, Array, Batch, GuardedMatrix, Operand, _guarded_bytes, guarded
 
 from slipway.compiler import env
-from slipway.compiler.emulation import FLAGS
+from slipway.compiler.kernels import EMULATION_FLAGS
 from slipway.compiler.target import GPUS, Target
 from slipway.plugins.plugin import Kernel, Launch
 
@@ -69,7 +69,7 @@ class LaunchError(Exception):
 def compile_emulated(kernels: Iterable[Kernel], *flags: str) -> ctypes.CDLL:
     """One library of several kernels; compiled once for the same sources, headers, flags and compiler."""
     source = "\n".join({kernel.symbol: kernel.source for kernel in kernels}.values())
-    command = [*env.cxx(), *FLAGS, *flags, "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
+    command = [*env.cxx(), *EMULATION_FLAGS, *flags, "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
     headers = sorted(p for suffix in ("hpp", "cuh") for p in PLUGINS.rglob(f"*.{suffix}"))
     digest = hashlib.sha256("\0".join([*command, source, *(h.read_text() for h in headers)]).encode())
     library = CACHE / f"{digest.hexdigest()[:24]}.so"

@@ -7,11 +7,15 @@ from slipway.compiler.errors import UserError
 from slipway.recipes import catalog, schema
 
 MODELS = ["demo-llama", "demo-qwen3", "llama-3.1-8b", "llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-8b"]
-NAMES = [f"{model}/cpu-{precision}" for model, precision in itertools.product(MODELS, ["bf16", "int4", "int8"])]
+GPUS = ["sm80", "sm86", "sm89", "sm90", "sm100", "sm120"]
+NAMES = sorted([
+    *(f"{model}/cpu-{precision}" for model, precision in itertools.product(MODELS, ["bf16", "int4", "int8"])),
+    *(f"demo-llama/{gpu}-bf16" for gpu in GPUS),
+])
 
 
 def test_every_model_has_every_precision():
-    assert catalog.names() == NAMES
+    assert sorted(catalog.names()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -179,8 +179,8 @@ def test_another_instruction_set_is_refused(toy):
     directory = toy()
     edit(directory, lambda m: replace(m, target=Target("cpu", "amx", ("sse2", "amx_tile_v9"))))
     assert "built for amx; this CPU lacks amx_tile_v9; build it again" in refusal(directory)
-    edit(directory, lambda m: replace(m, target=Target("sm90", "sm90", ())))
-    assert "built for sm90, expected a cpu engine" in refusal(directory)
+    edit(directory, lambda m: replace(m, target=Target("sm90", "sm_90a", ())))
+    assert "image: None, expected a file below kernels/, as for sm90" in refusal(directory)
 
 
 def test_memory_is_counted_before_it_is_taken(toy, monkeypatch):

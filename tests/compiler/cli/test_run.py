@@ -20,7 +20,7 @@ def test_options_reach_the_engine(cli, fake):
     cli("run", "engine", "x", "--max-tokens", 5, "--temperature", 0, "--stop", "a", "--stop", "b", "--seed", 7, "--threads", 2)
     assert fake.sampling == [{"max_tokens": 5, "temperature": 0.0, "stop": ["a", "b"], "seed": 7}]
     ((path, options),) = fake.loaded
-    assert str(path) == "engine" and options == {"threads": 2, "kv_tokens": None, "verify": True}
+    assert str(path) == "engine" and options == {"threads": 2, "kv_tokens": None, "verify": True, "emulate": None}
 
 
 def test_a_prompt_from_stdin(cli, fake):

@@ -5,7 +5,6 @@
 // leaves undefined is an error here: threads of a warp that meet at different operations, barriers that not all of a block reach,
 // copies that are read before they were waited for (async_copies.hpp).
 #pragma once
-#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -13,29 +12,13 @@
 #include <vector>
 
 #include "slipway/emulation/fibers.hpp"
+#include "slipway/emulation/launch.hpp"
 
 namespace slipway::emulation {
 
 struct Index {
   uint32_t x = 0, y = 0, z = 0;
 };
-
-struct Extent {
-  uint32_t x = 1, y = 1, z = 1;
-  uint64_t count() const { return uint64_t{x} * y * z; }
-};
-
-// One launch of a kernel. Any number of host threads may run blocks of it at once.
-struct Launch {
-  Extent grid, block;
-  uint32_t shared_bytes;
-  uint64_t seed;                     // 0: threads and blocks run in order
-  const void* arguments;
-  std::atomic<uint64_t>* next_block; // at zero; blocks are claimed from it
-  std::atomic<bool>* failed;
-  char* error;                       // [error_bytes], written by whoever sets `failed`
-};
-inline constexpr size_t error_bytes = 256;
 
 inline constexpr int warp_size = 32;
 inline constexpr size_t stack_bytes = 256 << 10;

@@ -1,0 +1,48 @@
+"""The GPU of this machine, and whether it, or its emulation on the CPU, runs an engine."""
+
+from __future__ import annotations
+
+import os
+
+from slipway.runtime.errors import EngineError, MachineError
+from slipway.runtime.manifest import Target
+
+VARIABLE = "SLIPWAY_DEVICE"
+EXACT = ("sm90", "sm100", "sm120")  # their kernels use what no later GPU has either; others run on later ones of their generation
+
+
+def emulation(target: Target, asked: bool | None) -> int | None:
+    """The seed of the emulation, None to run without one. asked: None leaves it to SLIPWAY_DEVICE, which speaks of GPU engines alone."""
+    text = os.environ.get(VARIABLE, "")
+    kind, _, seed = text.partition(":")
+    if text and (kind != "emulated" or (seed and not seed.isdigit())):
+        raise EngineError(f"environment: {VARIABLE}", repr(text), "emulated, or emulated:SEED to shuffle threads")
+    if asked and not target.is_gpu:
+        raise EngineError("emulation", f"the engine is built for {target.kind}", "an engine for a GPU", "leave --emulate out")
+    if not target.is_gpu or asked is False or not (asked or text):
+        return None
+    return int(seed or 0)
+
+
+def check(target: Target, where: str) -> None:
+    """Raises MachineError if there is no GPU here that runs the target's kernels."""
+    name, capability, _ = _first_gpu(where)
+    wanted = int(target.kind.removeprefix("sm"))
+    runs = capability == wanted if target.kind in EXACT else capability // 10 == wanted // 10 and capability >= wanted
+    if not runs:
+        raise MachineError(where, f"built for {target.kind}; {name} is sm{capability}", hint=f"build it again with target: sm{capability}")
+
+
+def available_bytes() -> int:
+    """Free memory of the GPU."""
+    return _first_gpu("GPU")[2]
+
+
+def _first_gpu(where: str) -> tuple[str, int, int]:
+    """Name, compute capability as in sm90, free bytes."""
+    from slipway.runtime import _native
+
+    try:
+        return _native.first_gpu()
+    except RuntimeError as error:
+        raise MachineError(where, f"built for a GPU: {error}", hint="--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly") from None

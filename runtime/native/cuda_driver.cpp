@@ -1,0 +1,67 @@
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda_api.hpp"
+
+namespace slipway {
+namespace {
+
+constexpr const char* library_name = "libcuda.so.1";
+
+CudaApi load() {
+  void* library = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error("no NVIDIA driver on this machine (" + std::string(dlerror()) + ")");
+  const auto find = [&](auto& function, const char* name) {
+    void* address = dlsym(library, name);
+    if (!address) throw std::runtime_error(std::string(library_name) + " has no " + name + ": the NVIDIA driver is too old");
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
+  };
+  CudaApi api{};
+  find(api.init, "cuInit");
+  find(api.get_error_string, "cuGetErrorString");
+  find(api.device_count, "cuDeviceGetCount");
+  find(api.device_name, "cuDeviceGetName");
+  find(api.device_attribute, "cuDeviceGetAttribute");
+  find(api.retain_primary_context, "cuDevicePrimaryCtxRetain");
+  find(api.release_primary_context, "cuDevicePrimaryCtxRelease_v2");
+  find(api.set_current, "cuCtxSetCurrent");
+  find(api.memory_info, "cuMemGetInfo_v2");
+  find(api.allocate, "cuMemAlloc_v2");
+  find(api.free, "cuMemFree_v2");
+  find(api.allocate_host, "cuMemHostAlloc");
+  find(api.free_host, "cuMemFreeHost");
+  find(api.copy_to_device, "cuMemcpyHtoDAsync_v2");
+  find(api.copy_to_host, "cuMemcpyDtoHAsync_v2");
+  find(api.fill, "cuMemsetD8Async");
+  find(api.create_stream, "cuStreamCreate");
+  find(api.destroy_stream, "cuStreamDestroy_v2");
+  find(api.synchronize, "cuStreamSynchronize");
+  find(api.create_event, "cuEventCreate");
+  find(api.destroy_event, "cuEventDestroy_v2");
+  find(api.record_event, "cuEventRecord");
+  find(api.wait_event, "cuEventSynchronize");
+  find(api.milliseconds, "cuEventElapsedTime");
+  find(api.load_module, "cuModuleLoad");
+  find(api.unload_module, "cuModuleUnload");
+  find(api.get_function, "cuModuleGetFunction");
+  find(api.set_function_attribute, "cuFuncSetAttribute");
+  find(api.launch, "cuLaunchKernel");
+  find(api.begin_capture, "cuStreamBeginCapture_v2");
+  find(api.end_capture, "cuStreamEndCapture");
+  find(api.instantiate, "cuGraphInstantiateWithFlags");
+  find(api.destroy_graph, "cuGraphDestroy");
+  find(api.launch_graph, "cuGraphLaunch");
+  find(api.destroy_graph_exec, "cuGraphExecDestroy");
+  return api;
+}
+
+}  // namespace
+
+const CudaApi& cuda_driver() {
+  static const CudaApi api = load();
+  return api;
+}
+
+}  // namespace slipway

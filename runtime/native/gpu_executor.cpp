@@ -1,0 +1,222 @@
+#include "gpu_executor.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <stdexcept>
+
+namespace slipway {
+namespace {
+
+constexpr size_t most_graphs = 64, piece = 16 << 20;
+
+const CudaApi& api_of(const Plan& plan, int32_t workers) {
+  return plan.device == Device::emulated_gpu ? emulated_cuda(plan.seed, workers) : cuda_driver();
+}
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// A step's numbers and arrays, at the limits.
+size_t most_input_bytes(const Plan& plan) {
+  const Limits& limits = plan.limits;
+  const auto blocks = static_cast<size_t>((limits.max_sequence_length + plan.kv.block_size - 1) / plan.kv.block_size);
+  const size_t tokens = aligned(4 * static_cast<size_t>(limits.max_batch_tokens)), seqs = static_cast<size_t>(limits.max_sequences);
+  return aligned(sizeof(Batch)) + 2 * tokens + aligned(4 * (seqs + 1)) + aligned(4 * seqs) + aligned(4 * seqs * blocks) +
+         aligned(4 * static_cast<size_t>(limits.max_logit_rows));
+}
+
+int32_t power_of_two(int32_t count, int32_t limit) {
+  return std::min(static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(count))), limit);
+}
+
+unsigned blocks(const ExtentSpec& extent, int64_t rows, int64_t tokens, int64_t sequences) {
+  using Of = ExtentSpec::Of;
+  const int64_t count = extent.of == Of::rows ? rows : extent.of == Of::tokens ? tokens : extent.of == Of::sequences ? sequences : 0;
+  return static_cast<unsigned>(extent.fixed + (extent.times * count + extent.per - 1) / extent.per);
+}
+
+}  // namespace
+
+GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<const Mapping>>& weights, int32_t workers)
+    : limits_(plan.limits),
+      logits_(plan.logits),
+      gpu_(api_of(plan, workers)),
+      arena_(gpu_, static_cast<size_t>(plan.arena_bytes), "activations"),
+      kv_(gpu_, static_cast<size_t>(plan.kv.layers * plan.kv.block_bytes * plan.kv.num_blocks), "keys and values"),
+      scratch_(gpu_, static_cast<size_t>(plan.shared_scratch_bytes), "scratch"),
+      counters_(gpu_, static_cast<size_t>(4 * plan.counters), "counters"),
+      inputs_(gpu_, most_input_bytes(plan), "a step's inputs"),
+      sent_(gpu_, inputs_.size()),
+      results_(gpu_, static_cast<size_t>(plan.limits.max_logit_rows * plan.logits.row_bytes)),
+      step_seconds_(plan.steps.size()) {
+  for (const GpuBytes* zeroed : {&kv_, &counters_})
+    if (zeroed->size()) gpu_.check(gpu_.api().fill(zeroed->at(), 0, zeroed->size(), gpu_.stream()), "zeros");
+  upload(weights);
+  for (const StepSpec& spec : plan.steps) steps_.push_back(resolve(spec, plan));
+  std::sort(lengths_.begin(), lengths_.end());
+  events_.resize(steps_.size() + 1);
+  for (CuEvent& event : events_) gpu_.check(gpu_.api().create_event(&event, 0), "an event");
+  gpu_.synchronize();
+}
+
+GpuExecutor::~GpuExecutor() {
+  gpu_.api().synchronize(gpu_.stream());
+  for (const auto& [bucket, graph] : graphs_) release(graph.exec);
+  for (const CuEvent event : events_) gpu_.api().destroy_event(event);
+  for (const auto& [path, module] : modules_) gpu_.api().unload_module(module);
+}
+
+// Through two pieces of pinned memory: the GPU copies one while the next is read from the file.
+void GpuExecutor::upload(const std::vector<std::shared_ptr<const Mapping>>& weights) {
+  PinnedBytes pieces[2] = {{gpu_, piece}, {gpu_, piece}};
+  CuEvent copied[2];
+  for (CuEvent& event : copied) gpu_.check(gpu_.api().create_event(&event, 0), "an event");
+  size_t number = 0;
+  for (const auto& weight : weights) {
+    const GpuBytes& to = weights_.emplace_back(gpu_, weight->size(), "weights");
+    for (size_t begin = 0; begin < weight->size(); begin += piece, ++number) {
+      const size_t bytes = std::min(piece, weight->size() - begin);
+      if (number >= 2) gpu_.check(gpu_.api().wait_event(copied[number % 2]), "a copy of weights");
+      std::memcpy(pieces[number % 2].data(), weight->data() + begin, bytes);
+      gpu_.check(gpu_.api().copy_to_device(to.at() + begin, pieces[number % 2].data(), bytes, gpu_.stream()), "a copy of weights");
+      gpu_.check(gpu_.api().record_event(copied[number % 2], gpu_.stream()), "a copy of weights");
+    }
+  }
+  gpu_.synchronize();
+  for (const CuEvent event : copied) gpu_.api().destroy_event(event);
+}
+
+GpuExecutor::Step GpuExecutor::resolve(const StepSpec& spec, const Plan& plan) {
+  Step step{.name = spec.name, .call = {}, .launches = {}};
+  const auto operand = [&](const OperandSpec& of) { return Operand{arena_.data() + of.arena_offset, of.row_bytes}; };
+  std::transform(spec.inputs.begin(), spec.inputs.end(), step.call.inputs, operand);
+  std::transform(spec.outputs.begin(), spec.outputs.end(), step.call.outputs, operand);
+  std::transform(spec.weights.begin(), spec.weights.end(), step.call.weights, [&](int32_t weight) { return weights_.at(static_cast<size_t>(weight)).data(); });
+  step.call.batch = reinterpret_cast<const Batch*>(inputs_.data());
+  if (spec.kv_layer) step.call.kv = kv_.data() + *spec.kv_layer * plan.kv.block_bytes * plan.kv.num_blocks;
+  step.call.scratch = scratch_.data();
+  step.call.counters = reinterpret_cast<uint32_t*>(counters_.data());
+  step.call.counts_logit_rows = spec.logit_rows;
+  for (const LaunchSpec& launch : spec.launches) {
+    step.launches.push_back({function(spec, launch), launch});
+    if (std::find(lengths_.begin(), lengths_.end(), launch.min_new_tokens) == lengths_.end()) lengths_.push_back(launch.min_new_tokens);
+  }
+  return step;
+}
+
+CuFunction GpuExecutor::function(const StepSpec& step, const LaunchSpec& launch) {
+  CuModule& module = modules_[step.image];
+  if (!module) gpu_.check(gpu_.api().load_module(&module, step.image.c_str()), step.image);
+  CuFunction found = nullptr;
+  gpu_.check(gpu_.api().get_function(&found, module, launch.function.c_str()), launch.function);
+  gpu_.check(gpu_.api().set_function_attribute(found, cuda_max_dynamic_shared_bytes, launch.shared_bytes), launch.function);
+  return found;
+}
+
+std::optional<std::string> GpuExecutor::run(const Batch& batch) {
+  try {
+    gpu_.make_current();
+    send(batch);
+    const Bucket bucket = bucket_of(batch);
+    if (timed_)
+      run_timed(bucket);
+    else
+      gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
+    if (batch.num_logit_rows)
+      gpu_.check(gpu_.api().copy_to_host(results_.data(), arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset),
+                                         static_cast<size_t>(batch.num_logit_rows * logits_.row_bytes), gpu_.stream()), "the logits");
+    gpu_.synchronize();
+    return std::nullopt;
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+// All arrays behind each other, and in front of them the Batch that says where they are on the device.
+void GpuExecutor::send(const Batch& batch) {
+  size_t end = aligned(sizeof(Batch));
+  const auto put = [&](const int32_t* values, size_t count) {
+    std::memcpy(sent_.data() + end, values, 4 * count);
+    const auto* there = reinterpret_cast<const int32_t*>(inputs_.data() + end);
+    end += aligned(4 * count);
+    return there;
+  };
+  const auto tokens = static_cast<size_t>(batch.num_tokens), seqs = static_cast<size_t>(batch.num_seqs);
+  Batch sent = batch;
+  sent.token_ids = put(batch.token_ids, tokens);
+  sent.positions = put(batch.positions, tokens);
+  sent.cu_seqlens = put(batch.cu_seqlens, seqs + 1);
+  sent.kv_lens = put(batch.kv_lens, seqs);
+  sent.block_table = put(batch.block_table, seqs * static_cast<size_t>(batch.max_blocks));
+  sent.logit_rows = put(batch.logit_rows, static_cast<size_t>(batch.num_logit_rows));
+  std::memcpy(sent_.data(), &sent, sizeof sent);
+  gpu_.check(gpu_.api().copy_to_device(inputs_.at(), sent_.data(), end, gpu_.stream()), "a step's inputs");
+}
+
+GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {
+  int32_t longest = 1;
+  for (int32_t s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
+  const auto above = std::upper_bound(lengths_.begin(), lengths_.end(), longest);
+  return {.tokens = power_of_two(batch.num_tokens, limits_.max_batch_tokens),
+          .logit_rows = batch.num_logit_rows ? power_of_two(batch.num_logit_rows, limits_.max_logit_rows) : 0,
+          .longest = above == lengths_.begin() ? 1 : *std::prev(above)};
+}
+
+CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
+  if (const auto found = graphs_.find(bucket); found != graphs_.end()) {
+    uses_.splice(uses_.begin(), uses_, found->second.use);
+    return found->second.exec;
+  }
+  if (graphs_.size() == most_graphs) {
+    release(graphs_.at(uses_.back()).exec);
+    graphs_.erase(uses_.back());
+    uses_.pop_back();
+  }
+  const CudaApi& api = gpu_.api();
+  CuGraph captured = nullptr;
+  CuGraphExec exec = nullptr;
+  gpu_.check(api.begin_capture(gpu_.stream(), cuda_capture_thread_local), "the capture of a graph");
+  try {
+    for (const Step& step : steps_) launch(step, bucket);
+  } catch (...) {
+    api.end_capture(gpu_.stream(), &captured);
+    if (captured) api.destroy_graph(captured);
+    throw;
+  }
+  gpu_.check(api.end_capture(gpu_.stream(), &captured), "the capture of a graph");
+  const CuResult made = api.instantiate(&exec, captured, 0);
+  api.destroy_graph(captured);
+  gpu_.check(made, "a graph");
+  uses_.push_front(bucket);
+  graphs_.emplace(bucket, Graph{exec, uses_.begin()});
+  return exec;
+}
+
+void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
+  const int32_t rows = step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens, sequences = std::min(bucket.tokens, limits_.max_sequences);
+  if (rows == 0) return;  // a chunk of a prompt wants no logits: nothing behind the gather has work
+  for (const auto& [function, spec] : step.launches) {
+    if (rows < spec.min_rows || rows > spec.max_rows.value_or(rows) || bucket.longest < spec.min_new_tokens) continue;
+    const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, sequences); };
+    void* arguments[] = {const_cast<cuda::Call*>(&step.call)};
+    gpu_.check(gpu_.api().launch(function, extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
+                                 static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), arguments, nullptr),
+               step.name + " (" + spec.function + ")");
+  }
+}
+
+void GpuExecutor::run_timed(const Bucket& bucket) {
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    gpu_.check(gpu_.api().record_event(events_[i], gpu_.stream()), "an event");
+    launch(steps_[i], bucket);
+  }
+  gpu_.check(gpu_.api().record_event(events_.back(), gpu_.stream()), "an event");
+  gpu_.synchronize();
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    float milliseconds = 0;
+    gpu_.check(gpu_.api().milliseconds(&milliseconds, events_[i], events_[i + 1]), "an event");
+    step_seconds_[i] = milliseconds / 1e3;
+  }
+}
+
+}  // namespace slipway

@@ -1,0 +1,75 @@
+// Replays a plan on a GPU, or on an emulated one: a CUDA graph for each bucket of steps.
+//
+// A graph is captured for a number of tokens and of wanted logit rows, powers of two or the limits, when a step first needs it; the
+// step's real numbers, and all it is about, lie in one piece of device memory that is copied before the graph is launched. Launches
+// that only steps with longer sequences need are in graphs of their own. The graphs used longest ago are let go.
+#pragma once
+#include <list>
+#include <map>
+#include <tuple>
+#include <unordered_map>
+
+#include "executor.hpp"
+#include "gpu.hpp"
+#include "slipway/cuda/call.hpp"
+
+namespace slipway {
+
+class GpuExecutor final : public Executor {
+ public:
+  // The weights are copied to the GPU. workers: host threads that emulate it.
+  GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<const Mapping>>& weights, int32_t workers);
+  ~GpuExecutor() override;
+
+  std::optional<std::string> run(const Batch& batch) override;
+  float* logits(int32_t row) const override { return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes); }
+  void time_steps(bool on) override { timed_ = on; }
+  const std::vector<double>& step_seconds() const override { return step_seconds_; }
+
+ private:
+  struct Launch {
+    CuFunction function;
+    LaunchSpec spec;
+  };
+  struct Step {
+    std::string name;
+    cuda::Call call;
+    std::vector<Launch> launches;
+  };
+  // Of a step, as graphs tell steps apart. longest: at least so many new tokens has some sequence.
+  struct Bucket {
+    int32_t tokens, logit_rows, longest;
+    auto operator<=>(const Bucket&) const = default;
+  };
+  struct Graph {
+    CuGraphExec exec;
+    std::list<Bucket>::iterator use;
+  };
+
+  Step resolve(const StepSpec& spec, const Plan& plan);
+  CuFunction function(const StepSpec& step, const LaunchSpec& launch);
+  void upload(const std::vector<std::shared_ptr<const Mapping>>& weights);
+  void send(const Batch& batch);
+  Bucket bucket_of(const Batch& batch) const;
+  CuGraphExec graph(const Bucket& bucket);
+  void launch(const Step& step, const Bucket& bucket) const;
+  void run_timed(const Bucket& bucket);
+  void release(CuGraphExec exec) const { gpu_.api().destroy_graph_exec(exec); }
+
+  const Limits limits_;
+  const OperandSpec logits_;
+  Gpu gpu_;
+  std::vector<GpuBytes> weights_;
+  GpuBytes arena_, kv_, scratch_, counters_, inputs_;
+  PinnedBytes sent_, results_;  // what inputs_ gets; the logits
+  std::map<std::string, CuModule> modules_;
+  std::vector<int32_t> lengths_;  // that launches ask for, of the longest sequence's new tokens
+  std::vector<Step> steps_;
+  std::map<Bucket, Graph> graphs_;
+  std::list<Bucket> uses_;  // of graphs, the last use first
+  bool timed_ = false;
+  std::vector<CuEvent> events_;  // one before each step and one behind the last
+  std::vector<double> step_seconds_;
+};
+
+}  // namespace slipway
