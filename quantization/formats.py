@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slipway.compiler.errors import UserError
+from slipway.quantization import floats
 
 CHUNK_ELEMENTS = 1 << 18  # of W at a time: the working set of the search for scales stays in a core's L2
 CLIP_RATIOS = (1.0, 0.96, 0.92, 0.87, 0.82, 0.76)
@@ -20,21 +21,22 @@ class WeightFormat:
     """How one weight is stored.
 
     group_size: inputs that share a multiplier of their output's scale, or None: only the output's scale (or none at all: bf16).
-    zero_point: codes count from a zero of their group, not from the middle of their range.
+    zero_point: codes count from a zero of their group, not from the middle of their range. multiplier_bits: of each group.
     """
 
     name: str
     bits: int
     group_size: int | None = None
     zero_point: bool = False
+    multiplier_bits: int = 16
 
     def __str__(self) -> str:
-        return self.name + (f"g{self.group_size}" if self.group_size else "") + ("z" if self.zero_point else "")
+        return self.name + (f"g{self.group_size}" if self.name == "int4" else "") + ("z" if self.zero_point else "")
 
     @property
     def bits_per_weight(self) -> float:
-        """With multipliers (16 bits) and zero points (8 bits); a scale an output is not counted."""
-        return self.bits + (16 + 8 * self.zero_point) / self.group_size if self.group_size else self.bits
+        """With multipliers and zero points (8 bits); a scale an output is not counted."""
+        return self.bits + (self.multiplier_bits + 8 * self.zero_point) / self.group_size if self.group_size else self.bits
 
     def groups(self, columns: int) -> int:
         """Groups in a row of K = `columns` weights; the last may be short."""
@@ -51,7 +53,10 @@ class Quantized:
     and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them. A GPU multiplies floats, and
     rounds to no rung: W[n, k] = (codes[n, k] - zero) * m / 128 * scales[n].
 
-    codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], None for int8; zeros u8 [N, groups], None: zero = 8.
+    fp8: W[n, k] = e4m3(codes[n, k]) * scales[n]. nvfp4, mxfp4: W[n, k] = e2m1(codes[n, k]) * m * scales[n], m the group's e4m3 or e8m0.
+
+    codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], bits u8 of nvfp4 and mxfp4, None for formats without groups; zeros
+    u8 [N, groups], None: zero = 8.
     """
 
     format: WeightFormat
@@ -64,7 +69,9 @@ class Quantized:
 BF16 = WeightFormat("bf16", 16)
 INT8 = WeightFormat("int8", 8)
 INT4_GROUPS = (32, 64, 128)
-FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)))
+FP8, NVFP4, MXFP4 = WeightFormat("fp8", 8), WeightFormat("nvfp4", 4, 16, multiplier_bits=8), WeightFormat("mxfp4", 4, 32, multiplier_bits=8)
+HOST_FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)))  # that CPUs have kernels for
+FORMATS = (*HOST_FORMATS, FP8, NVFP4, MXFP4)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ def parse(name: str, group_size: int | None = None, zero_point: bool = False) ->
         raise UserError("weights", f"unknown format {name!r}", f"one of {', '.join(names)}")
     if name == "int4" and group_size not in INT4_GROUPS:
         raise UserError("group_size", f"int4 weights with groups of {group_size}", "32, 64 or 128", "group_size: 128")
-    wanted = WeightFormat(name, {f.name: f.bits for f in FORMATS}[name], group_size, zero_point)
-    if wanted not in FORMATS:
+    wanted = next((f for f in FORMATS if f.name == name and (name != "int4" or (f.group_size, f.zero_point) == (group_size, zero_point))))
+    if name != "int4" and (group_size or zero_point):
         raise UserError("group_size" if group_size else "zero_point", f"{name} weights have none", hint="leave it out")
     return wanted
 
@@ -112,11 +119,11 @@ def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
     n, k = weight.shape
     grouped = fmt.group_size is not None
     codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(n)
-    multipliers = torch.empty(n, fmt.groups(k), dtype=torch.int16) if grouped else None
+    multipliers = torch.empty(n, fmt.groups(k), dtype=torch.int16 if fmt.name == "int4" else torch.uint8) if grouped else None
     zeros = torch.empty(n, fmt.groups(k), dtype=torch.uint8) if fmt.zero_point else None
     for rows, values in _row_chunks(weight):
         groups = _grouped(values, fmt)
-        scale, multiplier, zero, code = _encode_int4(groups, fmt.zero_point) if grouped else _encode_int8(groups)
+        scale, multiplier, zero, code = _encode(groups, fmt)
         if not scale.isfinite().all():
             bad = rows.start + int((~scale.isfinite()).nonzero()[0])
             raise UserError(f"weight of shape {n} x {k}", f"row {bad} holds NaN, infinity or a value too large for {fmt}")
@@ -132,8 +139,14 @@ def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
 def dequantize(quantized: Quantized, rungs: bool = True) -> Tensor:
     """float32 W[N, K]. rungs: int4 as a CPU has it."""
     fmt, (n, k) = quantized.format, quantized.codes.shape
-    if fmt.group_size is None:
+    if fmt == INT8:
         return (quantized.codes.float() - 128) * quantized.scales[:, None]
+    if fmt == FP8:
+        return floats.e4m3_values(quantized.codes) * quantized.scales[:, None]
+    if fmt in (NVFP4, MXFP4):
+        multiplier = (floats.e4m3_values if fmt == NVFP4 else floats.decode_mxfp4_scale)(quantized.multipliers)
+        steps = (multiplier * quantized.scales[:, None]).repeat_interleave(fmt.group_size, 1)[:, :k]
+        return floats.e2m1_values(quantized.codes) * steps
     weight = torch.empty(n, k)
     for rows, codes in _row_chunks(quantized.codes):
         multiplier = quantized.multipliers[rows, :, None]
@@ -171,6 +184,18 @@ def _rung(code: Tensor | int, multiplier: Tensor) -> Tensor:
 
 # scales [rows], multipliers [rows, groups] or None, zeros [rows, groups] or None, codes [rows, groups, size]
 Encoded = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
+
+
+def _encode(groups: Tensor, fmt: WeightFormat) -> Encoded:
+    if fmt.name == "int4":
+        return _encode_int4(groups, fmt.zero_point)
+    if fmt == INT8:
+        return _encode_int8(groups)
+    if fmt == FP8:
+        scale, code = floats.encode_fp8(groups[:, 0])
+        return scale, None, None, code[:, None]
+    scale, multiplier, code = floats.encode_nvfp4(groups) if fmt == NVFP4 else floats.encode_mxfp4(groups)
+    return scale, multiplier, None, code
 
 
 def _encode_int8(groups: Tensor) -> Encoded:

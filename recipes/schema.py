@@ -15,10 +15,12 @@ from slipway.compiler.errors import UserError
 from slipway.recipes import source
 from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, translate
 
-WeightType = Literal["bf16", "int8", "int4"]
+WeightType = Literal["bf16", "int8", "int4", "fp8", "nvfp4", "mxfp4"]
+GPU_WEIGHTS = ("fp8", "nvfp4", "mxfp4")
+WIDER_HEADS = {"int4": "int8", "nvfp4": "fp8", "mxfp4": "fp8"}
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
-KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}  # nats a token, against the checkpoint in float32
+KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "fp8": 0.01, "int4": 0.05, "nvfp4": 0.1, "mxfp4": 0.15}  # nats a token, against the checkpoint in float32
 
 MOST = 1 << 30  # of anything counted
 MOST_BATCH_TOKENS = 1 << 16  # activations have room for all of them
@@ -88,7 +90,7 @@ class Precision(Section):
     weights: WeightType
     """Storage of the linears' weights."""
     lm_head: WeightType | None = Field(None, validate_default=True)
-    """Storage of the last linear; the same as weights by default, but int8 beside int4."""
+    """Storage of the last linear; the same as weights by default, but int8 beside int4, fp8 beside nvfp4 and mxfp4."""
     group_size: GroupSize = Field(None, validate_default=True)
     """int4 only: inputs that share a scale (32, 64 or 128; 64 by default)."""
     zero_point: bool = False
@@ -104,7 +106,7 @@ class Precision(Section):
     @classmethod
     def _lm_head(cls, value: WeightType | None, info: ValidationInfo) -> WeightType | None:
         weights = info.data.get("weights")
-        return value or ("int8" if weights == "int4" else weights)
+        return value or WIDER_HEADS.get(weights, weights)
 
     @field_validator("group_size")
     @classmethod
@@ -186,7 +188,8 @@ class Verify(Section):
     when: Literal["auto", "always", "never"] = "auto"
     """Compare the engine with the checkpoint; auto: when the checkpoint in float32 fits in memory."""
     kl: Annotated[float | None, Field(gt=0), Expects("a number over 0")] = None
-    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.05 for int4, the loosest that a linear has."""
+    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.01 for fp8, 0.05 for int4, 0.1
+    for nvfp4, 0.15 for mxfp4, the loosest that a linear has."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,14 @@ class Recipe(Section):
     """The accuracy an engine must have to be published."""
 
     _origin: Origin = PrivateAttr()
+
+    @field_validator("precision")
+    @classmethod
+    def _precision(cls, value: Precision, info: ValidationInfo) -> Precision:
+        on_gpus = [w for w in (value.weights, value.lm_head, *(o.weights for o in value.overrides)) if w in GPU_WEIGHTS]
+        if on_gpus and info.data.get("target") == "cpu":
+            raise rule(f"{on_gpus[0]} weights have kernels for GPUs alone", "bf16, int8 or int4 for target: cpu")
+        return value
 
     @property
     def path(self) -> Path:

@@ -9,7 +9,7 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack
 from slipway.plugins.plugin import Launch, PackedWeight
-from slipway.quantization.formats import BF16, WeightFormat
+from slipway.quantization.formats import BF16, HOST_FORMATS, WeightFormat
 
 MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32 (on AMX; elsewhere integers are summed a block at a time)
 ROW_BLOCK_BYTES = 1_150_000  # of packed rows that share a core's L2 with the panels that pass
@@ -28,6 +28,8 @@ class HostProblem:
     @property
     def declined(self) -> str | None:
         """Why no kernel takes it."""
+        if self.fmt not in HOST_FORMATS:
+            return f"no kernel for {self.fmt} weights on {self.target}"
         if self.fmt != BF16 and self.inputs > MAX_INTEGER_INPUTS:
             return f"{self.inputs} inputs: integer sums hold {MAX_INTEGER_INPUTS}"
         return None

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from slipway.quantization.formats import BF16, WeightFormat, quantize
+from slipway.quantization.formats import BF16, INT8, MXFP4, NVFP4, WeightFormat, quantize
 
 TILE, CHUNK = 16, 64
+FP4_SCALE = 2.0**13  # kernels multiply with 2^-13 of fp4 weights
+E2M1_BITS = ((6, 7, 8, 15), (13, 10, 11, 14), (3, 4, 5, 12), (0, 1, 2, 9))  # of the codes of four registers: fraction, exponent, sign
 CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
 
 
@@ -33,6 +35,8 @@ class Tiles:
             return [codes]
         if self.fmt.group_size is None:
             return [codes, 4 * rows]
+        if self.fmt in (NVFP4, MXFP4):
+            return [codes, 4 * rows, rows * num_chunks(inputs) * (CHUNK // self.fmt.group_size)]
         groups = rows * self.fmt.groups(inputs)
         return [codes, 4 * rows, 2 * groups, *([groups] if self.fmt.zero_point else [])]
 
@@ -56,7 +60,9 @@ class Tiles:
             return [_whole_chunks(rows.bfloat16(), 0)]
         quantized = quantize(rows, self.fmt)
         if self.fmt.group_size is None:
-            return [_bytes(_whole_chunks(quantized.codes, 128)), quantized.scales]
+            return [_bytes(_whole_chunks(quantized.codes, 128 if self.fmt == INT8 else 0)), quantized.scales]
+        if self.fmt in (NVFP4, MXFP4):
+            return [_e2m1_words(_whole_chunks(quantized.codes, 0)), quantized.scales * FP4_SCALE, _by_chunk(quantized.multipliers, self.fmt.group_size)]
         groups = [_by_tile(g) for g in (quantized.multipliers, quantized.zeros) if g is not None]
         return [_nibbles(_whole_chunks(quantized.codes, 0)), quantized.scales / 128, *groups]
 
@@ -102,6 +108,20 @@ def _fragments(codes: Tensor) -> Tensor:
     # of an output: tile, second, g; of an input: chunk, half, q, odd m, pair, element
     parts = codes.view(-1, 2, 8, codes.shape[1] // CHUNK, 2, 4, 2, 2, 2)
     return parts.permute(0, 3, 2, 5, 4, 6, 8, 7, 1).reshape(len(parts), -1, 32, 4, 2, 4)
+
+
+def _by_chunk(bits: Tensor, group: int) -> Tensor:
+    """[outputs, groups] -> [tiles, chunks, 16, groups of a chunk]."""
+    each = CHUNK // group
+    whole = pad(bits, (0, -bits.shape[1] % each))
+    return whole.view(-1, TILE, whole.shape[1] // each, each).transpose(1, 2)
+
+
+def _e2m1_words(codes: Tensor) -> Tensor:
+    """Words whose halves are elements 0 and 1 of the four registers, each code's bits where E2M1_BITS says."""
+    halves = _fragments(codes).int()  # [..., element, register]
+    places = [sum((halves[..., i] >> bit & 1) << place for bit, place in enumerate(bits)) for i, bits in enumerate(E2M1_BITS)]
+    return sum(places).to(torch.uint16)
 
 
 def _nibbles(codes: Tensor) -> Tensor:

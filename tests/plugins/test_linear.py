@@ -14,11 +14,11 @@ from slipway.compiler.target import CPU_ISAS
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear import pack
 from slipway.plugins.linear.plugin import PLUGIN, gated_linear
-from slipway.quantization.formats import BF16, FORMATS, INT8, WeightFormat, quantize, round_trip
+from slipway.quantization.formats import BF16, HOST_FORMATS, INT8, WeightFormat, quantize, round_trip
 
 VNNI_TARGETS = [target for target in HOST_TARGETS if target.isa.startswith("avx512")]
 ROWS = (100, 33, 17, 16, 7, 2, 1)
-BY_NAME = {str(fmt): fmt for fmt in FORMATS}
+BY_NAME = {str(fmt): fmt for fmt in HOST_FORMATS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Case:
 
 
 CASES = [
-    *(Case(fmt, 70, 200, biased=True) for fmt in FORMATS),
+    *(Case(fmt, 70, 200, biased=True) for fmt in HOST_FORMATS),
     *(Case(BY_NAME[f], 37, 136, F32, BF16_STORAGE, "silu") for f in ("bf16", "int8", "int4g128", "int4g32z")),
     Case(BF16, 1, 8, F32),
     Case(INT8, 33, 7, F32, activation="gelu"),
@@ -194,7 +194,7 @@ def test_a_large_input_costs_the_others_what_is_said(case, target):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(FORMATS), st.sampled_from(list(CPU_ISAS)), st.integers(1, 70), st.integers(1, 300), st.booleans())
+@given(st.sampled_from(HOST_FORMATS), st.sampled_from(list(CPU_ISAS)), st.integers(1, 70), st.integers(1, 300), st.booleans())
 def test_packed_bytes_hold_every_weight(fmt, isa, outputs, inputs, gated):
     weights, layout = [torch.randn(outputs, inputs) for _ in range(2 if gated else 1)], pack.Panels(fmt, isa)
     packed = layout.pack(*weights)
@@ -232,7 +232,7 @@ def unpack(packed, panels, inputs, layout):
 
 def test_packing_in_chunks(monkeypatch):
     gate, up = torch.randn(2, 100, 64)
-    for layout in (pack.Panels(fmt, isa) for fmt in FORMATS for isa in CPU_ISAS):
+    for layout in (pack.Panels(fmt, isa) for fmt in HOST_FORMATS for isa in CPU_ISAS):
         whole = layout.pack(gate, up)
         monkeypatch.setattr(pack, "CHUNK_ELEMENTS", 32 * 64)
         assert (layout.pack(gate, up) == whole).all()

@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipway.compiler.errors import UserError
+from slipway.quantization import floats
 from slipway.quantization.formats import (
-    BF16, FORMATS, INT8, KV_BF16, KV_INT8, WeightFormat, dequantize, parse, quantize, round_trip,
+    BF16, FORMATS, FP8, HOST_FORMATS, INT8, KV_BF16, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize, round_trip,
 )  # fmt: skip
 
-INTEGER = [f for f in FORMATS if f != BF16]
+INTEGER = [f for f in HOST_FORMATS if f != BF16]
 
 
 def weights(n, k, seed=0):
@@ -17,7 +18,8 @@ def weights(n, k, seed=0):
 
 def test_names_and_bits():
     assert [str(f) for f in FORMATS[:4]] == ["bf16", "int8", "int4g32", "int4g32z"]
-    assert [f.bits_per_weight for f in FORMATS] == [16, 8, 4.5, 4.75, 4.25, 4.375, 4.125, 4.1875]
+    assert [f.bits_per_weight for f in FORMATS] == [16, 8, 4.5, 4.75, 4.25, 4.375, 4.125, 4.1875, 8, 4.5, 4.25]
+    assert [str(f) for f in FORMATS[-3:]] == ["fp8", "nvfp4", "mxfp4"]
 
 
 def test_parse_knows_the_table():
@@ -28,7 +30,7 @@ def test_parse_knows_the_table():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("int3",), "weights: unknown format 'int3'; expected one of bf16, int8, int4"),
+        (("int3",), "weights: unknown format 'int3'; expected one of bf16, int8, int4, fp8, nvfp4, mxfp4"),
         (("int4", 96), "group_size: int4 weights with groups of 96; expected 32, 64 or 128\nhint: group_size: 128"),
         (("int4",), "group_size: int4 weights with groups of None; expected 32, 64 or 128\nhint: group_size: 128"),
         (("int8", 128), "group_size: int8 weights have none\nhint: leave it out"),
@@ -96,7 +98,7 @@ def test_zero_rows_stay_zero(fmt):
     assert (round_trip(weight, fmt)[1] == 0).all()
 
 
-@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS[1:], ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_no_format_holds_nan_or_infinity(fmt, bad):
     weight = weights(9000, 40)
@@ -107,9 +109,53 @@ def test_no_format_holds_nan_or_infinity(fmt, bad):
 
 def test_chunks_do_not_show():
     weight = weights(700, 1000)
-    for fmt in INTEGER:
+    for fmt in FORMATS[1:]:
         whole, alone = quantize(weight, fmt), quantize(weight[431:432], fmt)
         assert torch.equal(whole.codes[431:432], alone.codes) and torch.equal(whole.scales[431:432], alone.scales)
+
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def test_e2m1_takes_the_nearest_and_of_two_the_even():
+    x = torch.arange(-2048, 2049) / 256
+    codes = floats.e2m1_codes(x)
+    values = floats.e2m1_values(codes)
+    distance = (x.abs().clamp(max=6)[:, None] - E2M1).abs()
+    assert torch.equal((values.abs() - x.abs().clamp(max=6)).abs(), distance.amin(1))
+    ties = (distance == distance.amin(1, keepdim=True)).sum(1) > 1
+    assert ties.sum() == 14 and (codes[ties] % 2 == 0).all()
+    assert torch.equal(values.sign()[values != 0], x.sign()[values != 0])
+
+
+def test_e4m3_is_torchs():
+    bits = torch.arange(127, dtype=torch.uint8)  # all that are not NaN
+    values = floats.e4m3_values(bits)
+    assert torch.equal(floats.e4m3_bits(values), bits) and values[-1] == 448 and values[1] == 2**-9
+    assert torch.equal(floats.e4m3_values(floats.e4m3_bits(torch.tensor([1e9, -1e9]))), torch.tensor([448.0, -448.0]))
+
+
+@pytest.mark.parametrize("fmt, most", [(FP8, 0.028), (NVFP4, 0.1), (MXFP4, 0.14)], ids=str)
+def test_error_of_a_gaussian_weight_in_small_floats(fmt, most):
+    weight = weights(70, 300)
+    error = (round_trip(weight, fmt) - weight).square().mean().sqrt() / 0.02
+    assert error < most
+
+
+@pytest.mark.parametrize("fmt", [FP8, NVFP4, MXFP4], ids=str)
+def test_what_small_floats_hold_they_keep(fmt):
+    held = round_trip(weights(9, 96, 3), fmt)
+    torch.testing.assert_close(round_trip(held, fmt), held, rtol=1e-6, atol=0)
+
+
+def test_scales_of_mxfp4_are_powers_of_two_that_leave_no_value_beyond():
+    weight = weights(20, 96) * torch.logspace(-6, 4, 20)[:, None]
+    quantized = quantize(weight, MXFP4)
+    assert (quantized.scales == 1).all() and quantized.multipliers.shape == (20, 3)
+    largest = weight.view(20, 3, 32).abs().amax(-1) / floats.decode_mxfp4_scale(quantized.multipliers)
+    assert (largest < 8).all() and (largest >= 4).all()  # 6 is the last; to 8 it is clipped, as the specification has it
+    with pytest.raises(UserError, match="row 1 holds NaN, infinity or a value too large for mxfp4"):
+        quantize(torch.tensor([[1.0], [1e6]]), MXFP4)
 
 
 def test_kv_formats_by_the_bytes_of_a_token():
