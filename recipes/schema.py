@@ -224,6 +224,13 @@ class Recipe(Section):
 
     _origin: Origin = PrivateAttr()
 
+    @field_validator("runtime")
+    @classmethod
+    def _runtime(cls, value: Runtime, info: ValidationInfo) -> Runtime:
+        if value.deterministic and info.data.get("target", "cpu") != "cpu":
+            raise rule("deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has", "false", "runtime.deterministic: false")
+        return value
+
     @field_validator("precision")
     @classmethod
     def _precision(cls, value: Precision, info: ValidationInfo) -> Precision:

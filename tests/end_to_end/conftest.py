@@ -1,10 +1,16 @@
 """Engines of the demo models, each built once a session by the real pipeline."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from slipway.compiler import pipeline
 from slipway.compiler.progress import Progress
 from slipway.recipes import catalog, schema
+
+
+sys.path.append(str(Path(__file__).parent))  # for `import greedy` under --import-mode=importlib
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
 """The engines' own kernels say what transformers says in float32."""
 
 import json
-import pathlib
 
-import numpy as np
 import pytest
-import torch
+from greedy import check_greedy, checkpoint_of, prompts_of, reference
 from slipway.compiler.machine import host_isas
-from slipway.recipes import catalog
-from slipway.runtime.engine import Engine, SamplingParams
+from slipway.runtime.engine import Engine
 from slipway.runtime.manifest import Manifest
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 MODELS = ("demo-llama", "demo-qwen3")
 ISAS = host_isas()
@@ -19,11 +15,6 @@ GREEDY = [*((model, None) for model in MODELS), *((MODELS[0], isa) for isa in IS
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "int4": 0.05}
 TOP1_LIMITS = {"bf16": 0.98, "int8": 0.95, "int4": 0.8}
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 24, 64
-TIE = 0.25  # of a logit: closer candidates may change places under bfloat16 rounding (transformers' own bfloat16: up to 0.4 here)
-
-
-def checkpoint_of(model):
-    return catalog.find(f"{model}/cpu-bf16").parent / "checkpoint"
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -61,39 +52,11 @@ def test_an_int8_kv_cache_costs_little_and_takes_half_the_room(build, model, pre
     assert blocks[1] / blocks[0] == (head_dim + 4) / (2 * head_dim)
 
 
-@pytest.fixture(scope="module")
-def prompts(model):
-    """Token ids [PROMPTS, PROMPT_TOKENS] from all over the held-out text."""
-    text = pathlib.Path(checkpoint_of(model)).parent.parent.joinpath("heldout.txt").read_text()
-    ids = Tokenizer.from_file(str(checkpoint_of(model) / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    starts = np.linspace(0, len(ids) - PROMPT_TOKENS, PROMPTS).astype(int)
-    return torch.tensor([ids[start : start + PROMPT_TOKENS] for start in starts])
-
-
-@torch.no_grad()
-def reference(model, prompts):
-    """Greedy tokens of transformers in float32, and the logits each came from."""
-    network = AutoModelForCausalLM.from_pretrained(checkpoint_of(model), dtype=torch.float32)
-    out = network.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-                           do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True)  # fmt: skip
-    return out.sequences[:, PROMPT_TOKENS:], torch.stack(out.logits, 1)
-
-
 @pytest.mark.parametrize("model, isa", GREEDY, indirect=["model"])
-def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, model, isa, prompts):
+def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, model, isa):
     """An engine for a weaker ISA passes the build's divergence limit too: it would not be there else."""
-    wanted, logits = reference(model, prompts)
+    prompts = prompts_of(model, PROMPTS, PROMPT_TOKENS)
     directory = build(f"{model}/cpu-bf16", *([f"cpu.isa={isa}"] if isa else []))
     assert Manifest.read(directory).target.isa == (isa or ISAS[-1])
     with Engine.load(directory) as engine:
-        found = engine.generate(prompts.tolist(), SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
-    gaps = {}
-    for i, completion in enumerate(found):
-        tokens = torch.tensor(completion.token_ids)
-        assert len(tokens) == NEW_TOKENS
-        if (differ := (tokens != wanted[i]).nonzero()).numel():
-            first = int(differ[0])
-            gaps[i] = float(logits[i, first].max() - logits[i, first, tokens[first]])
-    print(f"{model}: {PROMPTS - len(gaps)} of {PROMPTS} equal; logit gaps where they part: {sorted(gaps.values())}")
-    assert all(gap < TIE for gap in gaps.values()), gaps
-    assert len(gaps) < PROMPTS / 2
+        check_greedy(engine, prompts, *reference(model, prompts, NEW_TOKENS))

@@ -11,6 +11,7 @@ GPUS = ["sm80", "sm86", "sm89", "sm90", "sm100", "sm120"]
 NAMES = sorted([
     *(f"{model}/cpu-{precision}" for model, precision in itertools.product(MODELS, ["bf16", "int4", "int8"])),
     *(f"demo-llama/{gpu}-bf16" for gpu in GPUS),
+    "demo-qwen3/sm90-bf16",
 ])
 
 
