@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c .ci/constraints.txt
 
-.PHONY: demo test install benchmarks peers soak size clean
+.PHONY: demo test install benchmarks kernels peers soak size clean
 
 demo: install            ## build the demo engine, serve it behind Triton, stream a completion
 	$(BIN)/python -m slipway.compiler.cli.demo
@@ -16,6 +16,9 @@ benchmarks: install      ## the machine's limits, the kernels, a whole engine
 	$(BIN)/python tests/benchmarks/bench_attention.py
 	$(BIN)/slipway build demo-llama/cpu-int8 -o build/benchmarks --force
 	$(BIN)/slipway bench build/benchmarks
+
+kernels: install         ## registers of every CUDA kernel on every GPU target, and what spills
+	$(BIN)/python tests/benchmarks/kernel_resources.py
 
 peers: install           ## Slipway beside vLLM in one run, and the ratios aimed at
 	$(BIN)/python tests/benchmarks/bench_peers.py
@@ -34,7 +37,7 @@ $(VENV)/installed: pyproject.toml .ci/constraints.txt $(wildcard runtime/native/
 
 size:                    ## lines of code a room
 	@for room in recipes quantization plugins passes compiler runtime tests; do \
-	  git ls-files $$room | grep -E '\.(py|hpp|cpp|j2)$$' | xargs cat | grep -cvE '^\s*$$' | sed "s/^/$$room\t/"; done
+	  git ls-files $$room | grep -E '\.(py|hpp|cuh|cpp|j2)$$' | xargs cat | grep -cvE '^\s*$$' | sed "s/^/$$room\t/"; done
 
 clean:
 	rm -rf $(VENV) build dist

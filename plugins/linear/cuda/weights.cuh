@@ -106,24 +106,24 @@ template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
   static constexpr int groups = (inputs + group - 1) / group, folds = chunk_columns / fold;
   struct Raw {
     Words<4> words;
-    int16_t multipliers[folds][2];
-    uint8_t zeros[folds][2];
+    uint32_t multipliers[folds];  // 16 bits for output g, 16 for g + 8
+    uint32_t zeros[folds];        // likewise
   };
 
   explicit Int4(const std::byte* data) : codes_(data) {}
   const float* scales() const { return reinterpret_cast<const float*>(codes_ + weights_of(tiles, inputs) / 2); }
 
   Raw load(int tile, int chunk) const {
-    const auto* multipliers = reinterpret_cast<const int16_t*>(scales() + tiles * tile_rows);
+    const auto* multipliers = reinterpret_cast<const uint16_t*>(scales() + tiles * tile_rows);
     const auto* zeros = reinterpret_cast<const uint8_t*>(multipliers + int64_t{tiles} * tile_rows * groups);
     Raw raw;
     raw.words = load_half_bytes<inputs>(codes_, tile, chunk);
 #pragma unroll
-    for (int i = 0; i < 2 * folds; ++i) {
-      const int in_group = min((chunk * chunk_columns + i / 2 * fold) / group, groups - 1);
-      const int64_t at = (int64_t{tile} * groups + in_group) * tile_rows + lane() / 4 + i % 2 * 8;
-      raw.multipliers[i / 2][i % 2] = multipliers[at];
-      raw.zeros[i / 2][i % 2] = zero_point ? zeros[at] : uint8_t{8};
+    for (int i = 0; i < folds; ++i) {
+      const int in_group = min((chunk * chunk_columns + i * fold) / group, groups - 1);
+      const int64_t at = (int64_t{tile} * groups + in_group) * tile_rows + lane() / 4;
+      raw.multipliers[i] = uint32_t{multipliers[at]} | uint32_t{multipliers[at + 8]} << 16;
+      raw.zeros[i] = zero_point ? uint32_t{zeros[at]} | uint32_t{zeros[at + 8]} << 16 : 0x80008u;
     }
     return raw;
   }
@@ -131,12 +131,12 @@ template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
   static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t zero = uint32_t{raw.zeros[m * 16 / fold][i % 2]} + 0xc300u;  // -(128 + zero)
+      const uint32_t zero = (raw.zeros[m * 16 / fold] >> (16 * (i % 2)) & 0xffffu) + 0xc300u;  // -(128 + zero)
       a[i] = fma_bf16x2((raw.words.words[m] >> (4 * i) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, zero << 16 | zero);
     }
   }
 
-  static float fold_by(const Raw& raw, int which, int second) { return raw.multipliers[which][second]; }
+  static float fold_by(const Raw& raw, int which, int second) { return static_cast<int16_t>(raw.multipliers[which] >> (16 * second)); }
 
  private:
   const std::byte* codes_;

@@ -1,8 +1,9 @@
 // PTX behind functions; emulation/intrinsics.hpp has the twin of each.
 #pragma once
 
-#define SLIPWAY_KERNEL(name, threads) \
-  extern "C" __global__ void __launch_bounds__(threads) name([[maybe_unused]] const __grid_constant__ slipway::cuda::Call call)
+// blocks: of `threads` threads each that a multiprocessor is to hold at least, which bounds a thread's registers.
+#define SLIPWAY_KERNEL(name, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name([[maybe_unused]] const __grid_constant__ slipway::cuda::Call call)
 
 namespace slipway::cuda {
 

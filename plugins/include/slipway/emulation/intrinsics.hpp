@@ -15,7 +15,7 @@
 #define gridDim (slipway::emulation::Block::current().launch().grid)
 
 // extern "C" <name>: the kernel's threads execute what follows, with `call` in scope.
-#define SLIPWAY_KERNEL(name, threads)                                                                                      \
+#define SLIPWAY_KERNEL(name, threads, blocks)                                                                              \
   static void name##_thread(const slipway::cuda::Call& call);                                                              \
   extern "C" [[gnu::visibility("default")]] void name(const slipway::emulation::Launch& launch) {                          \
     slipway::emulation::Block::run_all(                                                                                    \

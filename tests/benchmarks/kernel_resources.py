@@ -1,0 +1,74 @@
+"""What ptxas says of every CUDA kernel on every GPU target, for the shapes of Llama-3.1-8B: registers, and bytes that spill.
+
+    python tests/benchmarks/kernel_resources.py            a table
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "plugins"))
+from nodes import BF16, F32, call_node  # noqa: E402
+from paged import Sequences, Shape  # noqa: E402
+
+from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
+from slipway.compiler.target import GPUS, Target  # noqa: E402
+from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
+from slipway.plugins.plugin import Kernel  # noqa: E402
+from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
+from slipway.quantization.formats import FORMATS  # noqa: E402
+
+HIDDEN, FFN = 4096, 14336
+HEAD_DIMS = (64, 128, 256)
+
+
+def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
+    """(what it is, kernel) of all that a decoder layer has."""
+    x, weight = torch.empty(1, HIDDEN, device="meta"), torch.empty(HIDDEN, HIDDEN, device="meta")
+    gate = torch.empty(FFN, HIDDEN, device="meta")
+    for fmt in FORMATS:
+        if fmt.zero_point:
+            continue
+        for name, op, args in (("linear", torch.ops.aten.linear.default, (x, weight)), ("gated", torch.ops.slipway.gated_linear.default, (x, gate, gate, "silu"))):
+            node = call_node(op, *args, storage=BF16)
+            node.args[0].meta["storage"] = BF16
+            node.meta["weight_format"] = fmt
+            yield f"{name} {fmt}", LINEAR.lower(node, target)
+    for head_dim in HEAD_DIMS:
+        shape = Shape(num_heads=32, num_kv_heads=8, head_dim=head_dim, rotary_dim=head_dim)
+        yield f"attention of {head_dim}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
+    norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
+    yield "norm", RMS_NORM.lower(norm, target)
+
+
+def resources(kind: str) -> dict[str, Resources]:
+    """By kernel: "linear bf16 upto8"."""
+    target = Target(kind)
+
+    def of(item: tuple[str, Kernel]) -> dict[str, Resources]:
+        name, kernel = item
+        found = compile_cubin(kernel.source, target.gpu).functions
+        assert found.keys() == {launch.function for launch in kernel.launches}
+        return {f"{name} {function.removeprefix(kernel.symbol).strip('_')}".strip(): r for function, r in found.items()}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {name: r for part in pool.map(of, kernels(target)) for name, r in part.items()}
+
+
+def main() -> None:
+    by_target = {kind: resources(kind) for kind in GPUS}
+    print("registers of a thread, and bytes it spills where it does")
+    print("| kernel |", " | ".join(GPUS), "|\n| --- |", " --- |" * len(GPUS))
+    for name in sorted(next(iter(by_target.values()))):
+        cells = [f"{r.registers}" + (f", {r.spilled_bytes} spilled" if r.spilled_bytes else "") for r in (by_target[kind][name] for kind in GPUS)]
+        print(f"| {name} |", " | ".join(cells), "|")
+
+
+if __name__ == "__main__":
+    main()
