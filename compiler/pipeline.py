@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import transformers
 from slipway.compiler import directory, env, eviction, graph_json, tokenizer_files, verify
 from slipway.compiler.cache import StageCache, digest
 from slipway.compiler.capture import capture
+from slipway.compiler.cards import cards_for
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.engine_plan import make_plan
 from slipway.compiler.errors import InternalError, UserError
@@ -34,6 +36,7 @@ from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
 from slipway.passes.pipeline import run_passes
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
+from slipway.plugins.plugin import Kernel
 from slipway.quantization import formats
 from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest
@@ -210,19 +213,27 @@ def _predict(job: Build, planned: PlannedGraph, why: bool) -> BuildReport:
     kernels = planned.kernels()
     stages = [*job.cache.records, job.cache.would_run("kernels", f"library {job.target}", library_parts(kernels, job.target))]
     stages += [job.cache.would_run("weights", w.key, weight_parts(planned.graph, w, job.identities)) for w in planned.weights()]
-    weight_bytes = sum(k.cost.weight_bytes for k in kernels)
-    limits = measure_limits(None if job.recipe.cpu.threads == "auto" else job.recipe.cpu.threads)
-
-    def tokens_per_s(sequences: int) -> float:
-        flops = sequences * sum(k.cost.token_flops for k in kernels)
-        read = weight_bytes + sequences * sum(k.cost.token_bytes for k in kernels)
-        return sequences / limits.seconds(read, flops)
-
-    most = job.limits.max_sequences
-    prediction = Prediction(tokens_per_s(1), tokens_per_s(most), most, limits)
     memory = _memory(job, planned, sum(w.bytes for w in planned.weights()))
-    return BuildReport(job.out, True, why, memory, prediction, stages, _segment_reasons(planned),
+    return BuildReport(job.out, True, why, memory, _predictions(job, kernels), stages, _segment_reasons(planned),
                        has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
+
+
+def _predictions(job: Build, kernels: list[Kernel]) -> list[Prediction]:
+    """By this machine's limits, or by those of the cards of the target."""
+    weight_bytes, most = sum(k.cost.weight_bytes for k in kernels), job.limits.max_sequences
+
+    def tokens_per_s(sequences: int, seconds: Callable[[float, float], float]) -> float:
+        flops = sequences * sum(k.cost.token_flops for k in kernels)
+        return sequences / seconds(weight_bytes + sequences * sum(k.cost.token_bytes for k in kernels), flops)
+
+    if not job.target.gpu:
+        limits = measure_limits(None if job.recipe.cpu.threads == "auto" else job.recipe.cpu.threads)
+        return [Prediction(tokens_per_s(1, limits.seconds), tokens_per_s(most, limits.seconds), most, "this machine's", limits)]
+    predictions = []
+    for card in cards_for(job.target.kind):
+        seconds = lambda moved, flops: card.seconds(moved, flops, len(kernels))  # noqa: B023, E731
+        predictions.append(Prediction(tokens_per_s(1, seconds), tokens_per_s(most, seconds), most, f"{card.name}'s", card))
+    return predictions
 
 
 def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:
@@ -250,7 +261,7 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
         with job.progress.stage("load"):
             verify.try_loading(draft)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
-    return BuildReport(job.out, False, why, memory, None, job.cache.records, _segment_reasons(planned), accuracy, unverified,
+    return BuildReport(job.out, False, why, memory, [], job.cache.records, _segment_reasons(planned), accuracy, unverified,
                        has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slipway.compiler.cache import StageRecord
+from slipway.compiler.cards import Card
 from slipway.compiler.machine import MachineLimits
 from slipway.compiler.quantities import bytes_text, tokens_text
 from slipway.compiler.verify import Accuracy
@@ -25,12 +26,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Decoded tokens a second that the machine's limits allow, one sequence and all of them."""
+    """Decoded tokens a second that limits allow, one sequence and all of them. machine: whose limits, as "this machine's"."""
 
     batch_1: float
     batch_max: float
     max_sequences: int
-    limits: MachineLimits
+    machine: str
+    limits: MachineLimits | Card
 
 
 @dataclass
@@ -41,7 +43,7 @@ class BuildReport:
     dry_run: bool
     show_why: bool
     memory: Memory
-    prediction: Prediction | None = None
+    predictions: list[Prediction] = field(default_factory=list)
     stages: list[StageRecord] = field(default_factory=list)
     segments: dict[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
@@ -54,9 +56,8 @@ class BuildReport:
         lines.append(self._memory_line())
         if not self.has_tokenizer:
             lines.append("the checkpoint has no tokenizer.json: prompts and completions are token ids")
-        if self.prediction:
-            p = self.prediction
-            lines.append(f"at most {tokens_text(p.batch_1)} for one sequence, {tokens_text(p.batch_max)} for {p.max_sequences}, by this machine's limits")
+        lines += [f"at most {tokens_text(p.batch_1)} for one sequence, {tokens_text(p.batch_max)} for {p.max_sequences}, by {p.machine} limits"
+                  for p in self.predictions]
         if self.accuracy:
             lines.append(self._accuracy_line())
         if self.unverified:

@@ -27,6 +27,7 @@ from slipway.compiler.errors import InternalError
 from slipway.compiler.identity import Identities
 from slipway.compiler.machine import processor
 from slipway.compiler.quantities import bytes_text
+from slipway.compiler.target import GPUS
 from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import Recipe
 from slipway.runtime import gpu
@@ -38,6 +39,7 @@ WINDOW = 256  # tokens
 WINDOWS = 8
 LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers")
 LARGE_MODEL_PARAMETERS = 100_000_000  # from here on one window must do: float32 in torch is slow
+MOST_EMULATED = 2_000_000_000  # parameters of a model for a GPU that is emulated: about a nanosecond each for a token
 MEMORY_SHARE = 0.6  # of what is free, for the reference
 
 
@@ -60,6 +62,8 @@ def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
     """Why this build goes without a measurement, None if it does not."""
     if recipe.verify.when == "never":
         return "verify.when is never"
+    if recipe.target in GPUS and num_parameters(checkpoint) > MOST_EMULATED and recipe.verify.when == "auto":
+        return f"emulating a GPU with {num_parameters(checkpoint) / 1e9:.1f} billion parameters takes hours"
     needed, available = 4 * num_parameters(checkpoint), available_bytes()
     if recipe.verify.when == "auto" and needed >= MEMORY_SHARE * available:
         return f"the checkpoint takes {bytes_text(needed)} in float32, {bytes_text(available)} of memory are free"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -15,6 +14,7 @@ from slipway.compiler.cli.options import json_option
 from slipway.compiler.cli.tables import facts, print_json
 from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import bytes_text, rate_text
+from slipway.compiler.target import GPUS
 
 EPILOG = """\b
 Exit codes: 0 if engines can be built and run here, 2 if not.
@@ -55,7 +55,7 @@ MARKS = {True: "ok  ", False: "miss", None: "-   "}
 
 
 def examine(measure: bool) -> list[Finding]:
-    findings = [python(), cxx(), torch(), processor(), memory(), cache(), runtime(), triton(), gpu()]
+    findings = [python(), cxx(), torch(), processor(), memory(), cache(), runtime(), triton(), nvrtc(), gpu()]
     return [*findings, limits()] if measure else findings
 
 
@@ -121,9 +121,23 @@ def triton() -> Finding:
     return Finding("Triton", True, str(installed.server))
 
 
+def nvrtc() -> Finding:
+    from slipway.compiler.cubins import nvrtc_version
+
+    try:
+        return Finding("CUDA compiler", True, f"{nvrtc_version()}; builds engines for {', '.join(GPUS)}")
+    except UserError as error:
+        return Finding("CUDA compiler", None, error.found, error.hint)
+
+
 def gpu() -> Finding:
-    found = "a GPU is here" if shutil.which("nvidia-smi") else "no GPU found"
-    return Finding("GPU", None, f"{found}; GPU targets are not part of this version")
+    from slipway.runtime import _native
+
+    try:
+        name, capability, free = _native.first_gpu()
+    except (ImportError, RuntimeError) as error:
+        return Finding("GPU", None, f"{error}; engines for GPUs run by emulation (--emulate)")
+    return Finding("GPU", True, f"{name}, sm{capability}, {bytes_text(free)} free; no release of Slipway has been tried on it")
 
 
 def limits() -> Finding:

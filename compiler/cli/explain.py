@@ -10,19 +10,22 @@ from slipway.compiler.cli.capacity import check_load
 from slipway.compiler.cli.options import Loading, json_option, loading_options
 from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
+from slipway.compiler.errors import UserError
 from slipway.compiler.quantities import bytes_text, flops_text, rate_text, seconds_text, tokens_text
 from slipway.runtime.capacity import Capacity
 
 EPILOG = """
 ALLOWED is the time of a step's bytes at the bandwidth of the machine's memory, or that of its operations at the rate
 of its multipliers, whichever is longer; both are measured first, which takes a second. What stays in the CPU's caches
-from one step to the next is read faster: a small model may reach more than 100%.
+from one step to the next is read faster: a small model may reach more than 100%. Of an engine for a GPU it is what a card's
+data sheet allows, and 1.3 µs a kernel: a prediction, which needs no GPU.
 
 \b
 Examples:
   slipway explain engine                          one sequence, 512 tokens in its cache, or what it holds
   slipway explain engine --batch 32 --context 256
   slipway explain engine --measure                beside the time each step took
+  slipway explain engine --card h100              an engine for a GPU, on that card
 """
 
 
@@ -48,10 +51,10 @@ class Line:
 @click.option("--batch", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Sequences that decode at once.")
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Cached tokens of each.  [default: 512, or what the engine holds]")
 @click.option("--measure", is_flag=True, help="Run the engine and show the time each step took.")
+@click.option("--card", metavar="NAME", help="Of an engine for a GPU: the card to predict for.  [default: the first of its target]")
 @json_option
-def explain(loading: Loading, batch: int, context: int | None, measure: bool, as_json: bool) -> None:
+def explain(loading: Loading, batch: int, context: int | None, measure: bool, card: str | None, as_json: bool) -> None:
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
-    from slipway.compiler.machine import measure_limits
     from slipway.runtime.manifest import Manifest
     from slipway.runtime.step_times import tokens_to_measure
 
@@ -65,16 +68,35 @@ def explain(loading: Loading, batch: int, context: int | None, measure: bool, as
     work = Work(batch, context or next(fitting, 1))
     new = new_tokens(work.context)
     check_load(capacity, batch, work.context + new, f"--context and {f'{new} new tokens, to measure' if measure else 'a new token'}")
-    limits = measure_limits(loading.threads)
+    limits = limits_of(manifest.target, card, loading.threads)
     took_s = measure_steps(loading, work) if measure else None
     lines = [line_of(group, work, limits, took_s) for group in group_steps(manifest)]
     print_json(as_dict(lines, work, limits)) if as_json else click.echo(as_text(lines, work, limits))
 
 
+def limits_of(target, card: str | None, threads: int | None):
+    """A Card for an engine of a GPU, else this machine's MachineLimits."""
+    from slipway.compiler.cards import card_for
+    from slipway.compiler.machine import measure_limits
+
+    if target.is_gpu:
+        return card_for(target.kind, card)
+    if card:
+        raise UserError("--card", f"{card} with an engine for {target.kind}", "an engine for a GPU", "leave it out")
+    return measure_limits(threads)
+
+
 def line_of(group: StepGroup, work: Work, limits, took_s: list[float] | None) -> Line:
     moved, flops = group.bytes_moved(work), group.flops(work)
     took = sum(took_s[number] for number in group.steps) if took_s else None
-    return Line(group, moved, flops, limits.seconds(moved, flops), took)
+    return Line(group, moved, flops, allowed_s(group, work, limits), took)
+
+
+def allowed_s(group: StepGroup, work: Work, limits) -> float:
+    from slipway.compiler.cards import Card
+
+    moved, flops = group.bytes_moved(work), group.flops(work)
+    return limits.seconds(moved, flops, group.num_launches(work)) if isinstance(limits, Card) else limits.seconds(moved, flops)
 
 
 def total_of(lines: list[Line]) -> Line:
@@ -87,9 +109,10 @@ def total_of(lines: list[Line]) -> Line:
 def as_text(lines: list[Line], work: Work, limits) -> str:
     total = total_of(lines)
     header = ["STEP", "OP", "TIMES", "BYTES", "WORK", "ALLOWED"] + ["TOOK", "REACHED"] * (total.took_s is not None)
-    machine = f"{rate_text(limits.read_bytes_per_s, 'B')} and {rate_text(limits.flops_per_s, 'FLOP')} with {limits.threads} threads"
+    rates = f"{rate_text(limits.read_bytes_per_s, 'B')} and {rate_text(limits.flops_per_s, 'FLOP')}"
+    machine = f"this machine: {rates} with {limits.threads} threads" if hasattr(limits, "threads") else f"{limits.name}, by its data sheet: {rates}"
     parts = [
-        f"A decoding step of {work.sequences} {'sequence' if work.sequences == 1 else 'sequences'} with {work.context} cached tokens each; this machine: {machine}",
+        f"A decoding step of {work.sequences} {'sequence' if work.sequences == 1 else 'sequences'} with {work.context} cached tokens each; {machine}",
         table(header, [line.cells for line in (*lines, total)], right=range(2, len(header))),
         f"{tokens_text(work.sequences / total.allowed_s)} with every byte read from memory" + reached(work, total),
     ]

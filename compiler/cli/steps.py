@@ -30,12 +30,18 @@ class StepGroup:
     steps: list[int] = field(default_factory=list)
     weight_bytes: int = 0
     costs: list[dict] = field(default_factory=list)
+    launches: list = field(default_factory=list)  # manifest.Launch of all of them, on a GPU
 
     def bytes_moved(self, work: Work) -> int:
         return sum(
             cost.get("weight_bytes", 0) + cost.get("token_bytes", 0) * work.tokens + cost.get("kv_bytes", 0) * work.sequences * work.context
             for cost in self.costs
         )
+
+    def num_launches(self, work: Work) -> int:
+        """Kernels of the CUDA graph for this work."""
+        rows = 1 << (work.tokens - 1).bit_length()
+        return sum(l.min_rows <= rows <= (l.max_rows or rows) and l.min_new_tokens == 1 for l in self.launches)
 
     def flops(self, work: Work) -> int:
         return sum(
@@ -52,6 +58,7 @@ def group_steps(manifest) -> list[StepGroup]:
         group = groups.setdefault(key, StepGroup(*key))
         group.steps.append(number)
         group.costs.append(step.cost)
+        group.launches += manifest.plan.kernels[step.symbol].launches if step.symbol else ()
         group.weight_bytes += sum(manifest.plan.weights[w].bytes for w in step.weights if w not in counted)
         counted.update(step.weights)
     return list(groups.values())

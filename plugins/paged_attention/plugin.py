@@ -46,8 +46,9 @@ class PagedAttentionPlugin:
             "scale": a.scale,
             "window": a.window or 0,
             "softcap": a.softcap or 0.0,
-            "only_wanted": int(_is_read_at_logit_rows_alone(node)),
         }
+        if not target.gpu:
+            shape["only_wanted"] = int(_is_read_at_logit_rows_alone(node))
         types = {name: CPP_TYPES[t] for name, t in zip(("Query", "Key", "Value", "Out"), (*sources, dtype))}
         name = symbol("paged_attention", *shape.values(), *types.values(), on.kv.name)
         return Kernel(

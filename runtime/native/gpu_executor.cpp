@@ -114,22 +114,18 @@ CuFunction GpuExecutor::function(const StepSpec& step, const LaunchSpec& launch)
 }
 
 std::optional<std::string> GpuExecutor::run(const Batch& batch) {
-  try {
-    gpu_.make_current();
-    send(batch);
-    const Bucket bucket = bucket_of(batch);
-    if (timed_)
-      run_timed(bucket);
-    else
-      gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
-    if (batch.num_logit_rows)
-      gpu_.check(gpu_.api().copy_to_host(results_.data(), arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset),
-                                         static_cast<size_t>(batch.num_logit_rows * logits_.row_bytes), gpu_.stream()), "the logits");
-    gpu_.synchronize();
-    return std::nullopt;
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
+  gpu_.make_current();
+  send(batch);
+  const Bucket bucket = bucket_of(batch);
+  if (timed_)
+    run_timed(bucket);
+  else
+    gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
+  if (batch.num_logit_rows)
+    gpu_.check(gpu_.api().copy_to_host(results_.data(), arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset),
+                                       static_cast<size_t>(batch.num_logit_rows * logits_.row_bytes), gpu_.stream()), "the logits");
+  gpu_.synchronize();
+  return std::nullopt;
 }
 
 // All arrays behind each other, and in front of them the Batch that says where they are on the device.

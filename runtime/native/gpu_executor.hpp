@@ -21,6 +21,7 @@ class GpuExecutor final : public Executor {
   GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<const Mapping>>& weights, int32_t workers);
   ~GpuExecutor() override;
 
+  // Throws std::runtime_error where the GPU fails: it computes no more after that.
   std::optional<std::string> run(const Batch& batch) override;
   float* logits(int32_t row) const override { return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes); }
   void time_steps(bool on) override { timed_ = on; }

@@ -109,7 +109,7 @@ def test_only_what_depends_on_a_changed_line_is_built_again(build):
 def test_a_dry_run_builds_nothing(build):
     engine, report = build("llama", dry_run=True)
     assert not engine.exists()
-    assert report.prediction.batch_1 > 0 and report.memory.kv_tokens >= 4 * 96
+    assert report.predictions[0].batch_1 > 0 and report.memory.kv_tokens >= 4 * 96
     assert "would be built" in report.text() and json.dumps(report.to_json())
     _, built = build("llama")
     assert built.memory.weights <= report.memory.weights < 1.05 * built.memory.weights  # equal weights are stored once
