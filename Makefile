@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c .ci/constraints.txt
 
-.PHONY: demo test install benchmarks kernels peers soak size clean
+.PHONY: demo test install benchmarks gpu kernels peers soak size clean
 
 demo: install            ## build the demo engine, serve it behind Triton, stream a completion
 	$(BIN)/python -m slipway.compiler.cli.demo
@@ -16,6 +16,10 @@ benchmarks: install      ## the machine's limits, the kernels, a whole engine
 	$(BIN)/python tests/benchmarks/bench_attention.py
 	$(BIN)/slipway build demo-llama/cpu-int8 -o build/benchmarks --force
 	$(BIN)/slipway bench build/benchmarks
+
+gpu: install             ## on a machine with a GPU: kernels and engines against PyTorch and transformers, and what kernels reach of its limits
+	$(BIN)/python -m pytest -m gpu --gpu
+	$(BIN)/python tests/benchmarks/bench_gpu.py --json build/gpu.json
 
 kernels: install         ## registers of every CUDA kernel on every GPU target, and what spills
 	$(BIN)/python tests/benchmarks/kernel_resources.py

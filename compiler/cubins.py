@@ -59,23 +59,32 @@ def nvrtc_version() -> str:
 
 def compile_cubin(source: str, gpu: Gpu) -> Cubin:
     nvrtc = _nvrtc()
-    _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
-    options = [option.encode() for option in (f"--gpu-architecture={gpu.arch}", *OPTIONS)]
-    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = _read(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode(errors="replace")
-    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise InternalError(f"the CUDA compiler failed for {gpu.arch}:\n{log[-4000:]}")
-    image = _read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-    nvrtc.nvrtcDestroyProgram(program)
+    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], []))
+    try:
+        options = [option.encode() for option in (f"--gpu-architecture={gpu.arch}", *OPTIONS)]
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = _read(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode(errors="replace")
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise InternalError(f"the CUDA compiler failed for {gpu.arch}:\n{log[-4000:]}")
+        image = _read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
     functions = {name: Resources(int(registers), int(stored) + int(loaded)) for name, stored, loaded, registers in RESOURCES.findall(log)}
     return Cubin(image, functions)
 
 
 def _read(program, size_of: Callable, read: Callable) -> bytes:
-    _, size = size_of(program)
-    buffer = b" " * size  # nvrtc writes into it
-    read(program, buffer)
-    return buffer
+    size = _checked(size_of(program))
+    buffer = bytes(bytearray(size + 2))  # an object of its own, for NVRTC writes into it: short ones are shared
+    _checked(read(program, buffer))
+    return buffer[:size]
+
+
+def _checked(results: tuple):
+    """What a call of NVRTC gives besides its result, which must be success."""
+    if results[0] != type(results[0]).NVRTC_SUCCESS:
+        raise InternalError(f"NVRTC: {results[0].name}")
+    return results[1] if len(results) > 1 else None
 
 
 def _nvrtc():

@@ -19,7 +19,8 @@ PLUGINS = pathlib.Path(__file__).resolve().parent.parent / "plugins"
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
 
 
-EMULATION_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-mavx2", "-mfma", "-fno-math-errno", "-fvisibility=hidden", "-Wno-unknown-pragmas")
+EMULATION_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-mtls-dialect=gnu2", "-mavx2", "-mfma", "-fno-math-errno", "-fvisibility=hidden",
+                   "-Wno-unknown-pragmas")
 EMULATION_CPU_FLAGS = ("avx2", "fma")  # what they take for granted
 GPU_HEADERS = ("cuda", "emulation")  # folders of plugins/include/slipway
 

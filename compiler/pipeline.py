@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -30,7 +31,7 @@ from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
-from slipway.compiler.target import CPU_ISAS, GPUS, Target
+from slipway.compiler.target import CPU_ISAS, GPUS, Gpu, Target
 from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
@@ -44,6 +45,7 @@ from slipway.runtime.machine import available_bytes, cpu_flags, usable_cores
 
 LOGIT_ROWS_PER_SEQUENCE = 4  # so that a step can verify drafts of every sequence
 NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # as configs call them
+INPUT_ALIGNMENT = 16  # bytes, of a GPU kernel's inputs
 STAGES = ("capture", "plan", "compile kernels", "pack weights", "write the engine", "verify", "load")
 
 
@@ -135,10 +137,22 @@ def _plan(job: Build) -> PlannedGraph:
         graph = run_passes(graph)
         choose_formats(graph, job.recipe)
         planned = plan_graph(graph, job.target)
-    if job.target.gpu and planned.declined:
-        found = "; ".join(f"{name}: {why}" for name, why in planned.declined.items())
-        raise job.recipe.error(("target",), f"no kernel for {found}", "a model whose every op has one", "target: cpu runs such ops in ONNX Runtime")
+    if job.target.gpu:
+        check_gpu_plan(job.recipe, planned, job.target.gpu)
     return planned
+
+
+def check_gpu_plan(recipe: Recipe, planned: PlannedGraph, gpu: Gpu) -> None:
+    """Raises UserError for a plan that a GPU cannot run: it has no segments, reads 16 bytes at a time, and its blocks have so much memory."""
+    found = [f"no kernel for {name}: {why}" for name, why in planned.declined.items()]
+    for step in planned.steps:
+        if any(view.column * planned.storage[view.value].itemsize % INPUT_ALIGNMENT for view in step.inputs):
+            found.append(f"no kernel for {step.name}: its input begins between two boundaries of {INPUT_ALIGNMENT} bytes")
+        for launch in step.kernel.launches if step.kernel else ():
+            if launch.shared_bytes > gpu.shared_bytes:
+                found.append(f"{step.name} takes {launch.shared_bytes} bytes of shared memory, a block of {recipe.target} has {gpu.shared_bytes}")
+    if found:
+        raise recipe.error(("target",), "; ".join(found[:3]), "a model whose every op has a kernel", "target: cpu runs other ops in ONNX Runtime")
 
 
 def _captured(job: Build) -> Graph:
@@ -229,11 +243,11 @@ def _predictions(job: Build, kernels: list[Kernel]) -> list[Prediction]:
     if not job.target.gpu:
         limits = measure_limits(None if job.recipe.cpu.threads == "auto" else job.recipe.cpu.threads)
         return [Prediction(tokens_per_s(1, limits.seconds), tokens_per_s(most, limits.seconds), most, "this machine's", limits)]
-    predictions = []
-    for card in cards_for(job.target.kind):
-        seconds = lambda moved, flops: card.seconds(moved, flops, len(kernels))  # noqa: B023, E731
-        predictions.append(Prediction(tokens_per_s(1, seconds), tokens_per_s(most, seconds), most, f"{card.name}'s", card))
-    return predictions
+    launches = sum(launch.takes_part(1) for kernel in kernels for launch in kernel.launches)
+    return [
+        Prediction(*(tokens_per_s(n, functools.partial(card.seconds, launches=launches)) for n in (1, most)), most, f"{card.name}'s", card)
+        for card in cards_for(job.target.kind)
+    ]
 
 
 def _segment_reasons(planned: PlannedGraph) -> dict[str, str]:

@@ -57,7 +57,7 @@ class BuildReport:
         if not self.has_tokenizer:
             lines.append("the checkpoint has no tokenizer.json: prompts and completions are token ids")
         lines += [f"at most {tokens_text(p.batch_1)} for one sequence, {tokens_text(p.batch_max)} for {p.max_sequences}, by {p.machine} limits"
-                  for p in self.predictions]
+                  f"{self._card_shortage(p.limits)}" for p in self.predictions]
         if self.accuracy:
             lines.append(self._accuracy_line())
         if self.unverified:
@@ -82,6 +82,11 @@ class BuildReport:
     def _shortage(total: int) -> str:
         available = available_bytes()
         return f"; more than the {bytes_text(available)} that are free here" if total > available else ""
+
+    def _card_shortage(self, limits: MachineLimits | Card) -> str:
+        m = self.memory
+        fits = not isinstance(limits, Card) or m.weights + m.kv_cache + m.activations <= limits.memory_bytes
+        return "" if fits else f"; it has {bytes_text(limits.memory_bytes)}, too little"
 
     def _accuracy_line(self) -> str:
         a = self.accuracy

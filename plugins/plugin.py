@@ -71,6 +71,10 @@ class Launch:
     max_rows: int | None = None
     min_new_tokens: int = 1
 
+    def takes_part(self, rows: int, longest: int = 1) -> bool:
+        """In a graph for so many rows, of a step whose longest sequence has so many new tokens."""
+        return self.min_rows <= rows <= (self.max_rows or rows) and longest >= self.min_new_tokens
+
 
 def on_gpu(target: Target, *launches: Launch) -> tuple[Launch, ...]:
     """The launches of a kernel that a CPU calls as one function."""

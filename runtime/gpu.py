@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from slipway.runtime.errors import EngineError, MachineError
-from slipway.runtime.manifest import Target
+from slipway.runtime.manifest import GPU_KINDS, Target
 
 VARIABLE = "SLIPWAY_DEVICE"
-EXACT = ("sm90", "sm100", "sm120")  # their kernels use what no later GPU has either; others run on later ones of their generation
 
 
 def emulation(target: Target, asked: bool | None) -> int | None:
@@ -27,10 +26,16 @@ def emulation(target: Target, asked: bool | None) -> int | None:
 def check(target: Target, where: str) -> None:
     """Raises MachineError if there is no GPU here that runs the target's kernels."""
     name, capability, _ = _first_gpu(where)
-    wanted = int(target.kind.removeprefix("sm"))
-    runs = capability == wanted if target.kind in EXACT else capability // 10 == wanted // 10 and capability >= wanted
-    if not runs:
-        raise MachineError(where, f"built for {target.kind}; {name} is sm{capability}", hint=f"build it again with target: sm{capability}")
+    if not runs_on(target.kind, capability):
+        fitting = [kind for kind in GPU_KINDS if runs_on(kind, capability)]
+        hint = f"build it again with target: {fitting[-1]}" if fitting else "no target fits it; --emulate runs the engine on the CPU, slowly"
+        raise MachineError(where, f"built for {target.kind}; {name} is sm{capability}", hint=hint)
+
+
+def runs_on(kind: str, capability: int) -> bool:
+    """Code for a GPU runs on later ones of its generation."""
+    built = int(kind.removeprefix("sm"))
+    return capability // 10 == built // 10 and capability >= built
 
 
 def available_bytes() -> int:

@@ -13,6 +13,7 @@ from slipway.runtime.parallel import for_each
 from slipway.runtime.vocabulary import FILE_NAME, Vocabulary
 
 
+GPU_MARGIN_BYTES = 512 << 20  # for graphs, modules and the inputs of steps
 MAX_THREADS, MAX_KV_TOKENS = 1024, (1 << 31) - 1
 
 
@@ -75,6 +76,8 @@ def choose_blocks(manifest: Manifest, options: Options) -> int:
     block_bytes = plan.kv.layers * plan.kv.block_bytes
     scratch = plan.arena_bytes + plan.shared_scratch_bytes + plan.local_scratch_bytes * options.num_threads
     rest = scratch + sum(weight.bytes for weight in plan.weights)  # the logits lie in the arena
+    if manifest.target.is_gpu:
+        rest += GPU_MARGIN_BYTES if options.emulated is None else sum(weight.bytes for weight in plan.weights)  # an emulated GPU has them again
     available = gpu.available_bytes() if manifest.target.is_gpu and options.emulated is None else machine.available_bytes()
     if options.kv_tokens is not None:
         blocks = -(-options.kv_tokens // plan.kv.block_size)

@@ -18,6 +18,7 @@ from slipway.runtime.typed_json import from_json, to_json
 FORMAT_VERSION = 4
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
+GPU_KINDS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Target:
 
     @property
     def is_gpu(self) -> bool:
-        return self.kind.startswith("sm")
+        return self.kind in GPU_KINDS
 
 
 @dataclass(frozen=True)

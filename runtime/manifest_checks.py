@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from slipway.runtime.errors import EngineError
-from slipway.runtime.manifest import Buffer, Launch, Limits, Manifest, Needs, Operand, Plan, Step
+from slipway.runtime.manifest import GPU_KINDS, Buffer, Launch, Limits, Manifest, Needs, Operand, Plan, Step
 
 DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 MOST = 1 << 30  # of anything counted: sums of two still fit the native side's int32
@@ -14,7 +14,8 @@ LINE = 64  # bytes; rows and outputs start at a multiple
 MOST_THREADS, MOST_SHARED_BYTES = 1024, 232_448  # of a block on any GPU
 MOST_OF_GRID = (1 << 31) - 1, 65535, 65535
 MOST_OPERANDS = {"inputs": 4, "outputs": 2, "weights": 6}  # slipway::cuda::Call
-COUNTED = ("rows", "tokens", "sequences", None)
+MOST_COUNTERS = 1 << 20
+GPU_INPUT_ALIGNMENT = 16
 BATCH_INPUTS = ("input_ids", "positions", "logit_rows")
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
@@ -27,6 +28,8 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     for section in ("cpu", "precision", "limits"):
         if not isinstance(manifest.recipe.get(section, {}), dict):
             raise EngineError(f"{where}.recipe.{section}", f"found {type(manifest.recipe[section]).__name__}", "a mapping")
+    if manifest.target.kind not in ("cpu", *GPU_KINDS):
+        raise EngineError(f"{where}.target.kind", repr(manifest.target.kind), f"cpu, {', '.join(GPU_KINDS)}")
     _check_counts(manifest, where)
     _check_plan(manifest, f"{where}.plan")
     tokenizer = manifest.tokenizer
@@ -162,12 +165,17 @@ def _check_launches(needs: Needs, manifest: Manifest, where: str) -> None:
     if needs.image is None:
         return
     _check_listed(manifest, f"kernels/{needs.image}", f"{where}.image")
-    _check_at_least(0, where, counters=needs.counters)
+    if not 0 <= needs.counters <= MOST_COUNTERS:
+        raise EngineError(f"{where}.counters", f"{needs.counters}", f"0..{MOST_COUNTERS}")
     for name, most in MOST_OPERANDS.items():
         if len(getattr(needs, name)) > most:
             raise EngineError(f"{where}.{name}", f"{len(getattr(needs, name))} of them", f"at most {most}")
     for i, launch in enumerate(needs.launches):
         _check_launch(launch, manifest.limits, f"{where}.launches[{i}]")
+    most = max(manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows)
+    for rows in (*(1 << power for power in range(most.bit_length())), manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows):
+        if not any(x.min_rows <= rows <= (x.max_rows or rows) and x.min_new_tokens == 1 for x in needs.launches):
+            raise EngineError(f"{where}.launches", f"none for {rows} rows", "one for every number of rows")
 
 
 def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
@@ -180,13 +188,14 @@ def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
     _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens)
     if len(launch.grid) != 3:
         raise EngineError(f"{where}.grid", f"{len(launch.grid)} extents", "three")
-    most = max(limits.max_batch_tokens, limits.max_logit_rows, limits.max_sequences)
+    rows = max(limits.max_batch_tokens, limits.max_logit_rows)
+    counts = {"rows": rows, "tokens": limits.max_batch_tokens, "sequences": limits.max_sequences, None: 0}
     for extent, blocks in zip(launch.grid, MOST_OF_GRID):
-        if extent.of not in COUNTED:
+        if extent.of not in counts:
             raise EngineError(f"{where}.grid", repr(extent.of), '"rows", "tokens", "sequences" or none')
         _check_count(f"{where}.grid", times=extent.times, per=extent.per)
         _check_at_least(0, f"{where}.grid", fixed=extent.fixed)
-        if not 1 <= (found := extent.fixed + (-(-extent.times * most // extent.per) if extent.of else 0)) <= blocks:
+        if not 1 <= (found := extent.fixed - (-extent.times * counts[extent.of] // extent.per)) <= blocks:
             raise EngineError(f"{where}.grid", f"{found} blocks", f"1..{blocks}")
 
 
@@ -230,12 +239,17 @@ def _check_kernel_step(step: Step, manifest: Manifest, where: str) -> None:
         rows = "tokens" if kind == "inputs" and needs.gathers else step.rows
         for i, (operand, width) in enumerate(zip(operands, sizes, strict=True)):
             _check_rows(operand, width, rows, manifest, f"{where}.{kind}[{i}]")
+    for i, operand in enumerate(step.inputs):
+        if manifest.target.is_gpu and operand.offset % GPU_INPUT_ALIGNMENT:
+            raise EngineError(f"{where}.inputs[{i}].offset", f"{operand.offset}", f"a multiple of {GPU_INPUT_ALIGNMENT}")
     for i, operand in enumerate(step.outputs):
         if operand.offset % LINE:
             raise EngineError(f"{where}.outputs[{i}].offset", f"{operand.offset}", "a multiple of 64")
 
 
 def _check_segment_step(step: Step, manifest: Manifest, where: str) -> None:
+    if manifest.target.is_gpu:
+        raise EngineError(where, "a segment", f"kernels alone, as for {manifest.target.kind}")
     _check_listed(manifest, f"segments/{step.segment}", f"{where}.segment")
     for name in step.batch_inputs:
         if name not in BATCH_INPUTS:

@@ -3,6 +3,7 @@
 And the tiny random checkpoints of tests/tiny, each made once a session.
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -19,6 +20,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write tests/golden from what the tests saw")
+    parser.addoption("--gpu", action="store_true", help="run what -m gpu selects on the GPU that is here, not in emulation")
+
+
+def pytest_configure(config):
+    if config.getoption("--gpu"):
+        os.environ["SLIPWAY_TESTS_ON_GPU"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,7 +137,7 @@ def gpu() -> Finding:
         name, capability, free = _native.first_gpu()
     except (ImportError, RuntimeError) as error:
         return Finding("GPU", None, f"{error}; engines for GPUs run by emulation (--emulate)")
-    return Finding("GPU", True, f"{name}, sm{capability}, {bytes_text(free)} free; no release of Slipway has been tried on it")
+    return Finding("GPU", True, f"{name}, sm{capability}, {bytes_text(free)} free; Slipway has not been run on a GPU yet: make gpu")
 
 
 def limits() -> Finding:

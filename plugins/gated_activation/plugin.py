@@ -52,7 +52,7 @@ class GatedActivationPlugin:
                           threads=BLOCK_THREADS),
             inputs=(x,),
             output_dtypes=(dtype,),
-            launches=on_gpu(target, Launch(name, BLOCK_THREADS, (Extent(fixed=-(-columns // BLOCK_THREADS)), Extent("rows"), ONE))),
+            launches=on_gpu(target, Launch(name, BLOCK_THREADS, (Extent("rows"), Extent(fixed=-(-columns // BLOCK_THREADS)), ONE))),
             cost=Cost(token_bytes=columns * (2 * source.itemsize + dtype.itemsize), token_flops=8 * columns),
         )
 

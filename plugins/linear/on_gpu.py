@@ -9,7 +9,7 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack_cuda
 from slipway.plugins.plugin import ONE, Extent, Launch, PackedWeight
-from slipway.quantization.formats import BF16, WeightFormat
+from slipway.quantization.formats import WeightFormat
 
 FEW_THREADS, FEW_WARPS, FEW_ROWS = 256, 8, (8, 16)  # few_rows.cuh
 MANY_THREADS, MANY_TILES, BLOCK_ROWS, STAGES = 128, 8, 64, 3  # many_rows.cuh
@@ -46,7 +46,7 @@ class GpuProblem:
     @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        return {"weights": self._cpp_format, "ahead": 2 if self.fmt == BF16 else 4, "splits": self.splits}
+        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits}
 
     @property
     def weight_bytes(self) -> int:
@@ -81,6 +81,11 @@ class GpuProblem:
 
     def _few_shared_bytes(self, rows: int) -> int:
         return 4 * FEW_WARPS * self._sums(rows) + 4
+
+    @property
+    def _ahead(self) -> int:
+        """Chunks of weights under way in few_rows; as many as registers hold."""
+        return {16: 2, 8: 3 if self.gated else 4, 4: 4}[self.fmt.bits]
 
     @property
     def _many_shared_bytes(self) -> int:

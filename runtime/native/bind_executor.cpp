@@ -10,7 +10,6 @@
 
 #include "bindings.hpp"
 #include "executor.hpp"
-#include "gpu.hpp"
 #include "python_plan.hpp"
 
 namespace nb = nanobind;
@@ -80,7 +79,7 @@ Batch checked_batch(const Plan& plan, Ints& tokens, Ints& positions, Ints& cu_se
   const Limits& limits = plan.limits;
   bool good = tokens.size() >= 1 && tokens.size() <= static_cast<size_t>(limits.max_batch_tokens) && positions.size() == tokens.size() &&
               seqs >= 1 && seqs <= static_cast<size_t>(limits.max_sequences) && cu_seqlens.size() == seqs + 1 &&
-              blocks.shape(0) == seqs && rows.size() <= static_cast<size_t>(limits.max_logit_rows) &&
+              blocks.shape(0) == seqs && blocks.shape(1) <= static_cast<size_t>((limits.max_sequence_length + plan.kv.block_size - 1) / plan.kv.block_size) && rows.size() <= static_cast<size_t>(limits.max_logit_rows) &&
               in_range(tokens, plan.vocab_size) && in_range(positions, limits.max_sequence_length) &&
               in_range(rows, static_cast<int64_t>(tokens.size())) && std::is_sorted(rows.data(), rows.data() + rows.size()) && cu_seqlens.data()[0] == 0 &&
               cu_seqlens.data()[seqs] == static_cast<int64_t>(tokens.size());
@@ -129,18 +128,6 @@ PyType_Slot mapping_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_bu
 }  // namespace
 
 void bind_executor(nb::module_& module) {
-  module.def("first_gpu", [] {
-    const Gpu gpu(cuda_driver());
-    char name[256] = "";
-    int major = 0, minor = 0;
-    size_t free = 0, total = 0;
-    gpu.check(gpu.api().device_name(name, sizeof name, 0), "its name");
-    gpu.check(gpu.api().device_attribute(&major, cuda_capability_major, 0), "its compute capability");
-    gpu.check(gpu.api().device_attribute(&minor, cuda_capability_minor, 0), "its compute capability");
-    gpu.check(gpu.api().memory_info(&free, &total), "its memory");
-    return nb::make_tuple(std::string(name), 10 * major + minor, free);
-  }, "Name, compute capability and free bytes of the first GPU; RuntimeError where there is none.");
-
   nb::class_<Mapping>(module, "Mapping", nb::type_slots(mapping_slots), "A file in memory, read-only; a buffer.")
       .def("__init__", [](Mapping* self, const std::string& path, size_t bytes) { new (self) Mapping(Mapping::file(path, bytes)); }, "path"_a, "bytes"_a)
       .def("populate", &Mapping::populate, nb::call_guard<nb::gil_scoped_release>());

@@ -12,6 +12,7 @@ namespace slipway {
 
 void bind_executor(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
+void bind_gpu(nanobind::module_& module);
 void bind_grammars(nanobind::module_& module);
 void bind_core(nanobind::module_& module);  // bindings_testing.cpp
 

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda_api.hpp"
 
@@ -9,6 +10,7 @@ namespace slipway {
 namespace {
 
 constexpr const char* library_name = "libcuda.so.1";
+constexpr int oldest_version = 13000;  // of the compiler that made the cubins
 
 CudaApi load() {
   void* library = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
@@ -54,6 +56,12 @@ CudaApi load() {
   find(api.destroy_graph, "cuGraphDestroy");
   find(api.launch_graph, "cuGraphLaunch");
   find(api.destroy_graph_exec, "cuGraphExecDestroy");
+  CuResult (*version)(int*) = nullptr;
+  int found = 0;
+  find(version, "cuDriverGetVersion");
+  if (version(&found) != cuda_success || found < oldest_version)
+    throw std::runtime_error("the NVIDIA driver is for CUDA " + std::to_string(found / 1000) + "." + std::to_string(found % 1000 / 10) +
+                             "; engines need one for CUDA 13.0 (R580) or later");
   return api;
 }
 

@@ -5,8 +5,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -24,9 +26,10 @@
 namespace slipway {
 namespace {
 
-constexpr CuResult invalid_value = 1, not_found = 500, file_not_found = 301;
+constexpr CuResult invalid_value = 1, file_not_found = 301, not_found = 500, capture_unsupported = 900;
 constexpr size_t page = 4096, alignment = 256;
 constexpr unsigned most_threads = 1024;
+constexpr int most_shared_bytes = 232448;  // of a block on any GPU; the build knows the target's own
 constexpr char name_of_device[] = "emulated GPU";
 
 using Kernel = void (*)(const emulation::Launch&);
@@ -50,6 +53,7 @@ struct Graph {
 struct Stream {
   std::vector<Work> pending;
   Graph* capture = nullptr;
+  uint64_t seed = 0, launches = 0;
 };
 
 struct Event {
@@ -119,7 +123,7 @@ class Workers {
 // One for all engines of the process, as the driver is. The lock is held while work is done: one stream at a time.
 struct Emulator {
   std::mutex lock;
-  uint64_t seed = 0, launches = 0;
+  uint64_t seed = 0;  // of streams to come
   Workers workers;
   std::string error;
   std::unordered_map<CuDevicePtr, Memory> memory;
@@ -137,18 +141,19 @@ CuResult enqueue(CuStream to, Work work) {
 }
 
 CuResult drain(Stream& stream) {
+  if (stream.capture) return capture_unsupported;  // a GPU would invalidate the capture
   const std::vector<Work> pending = std::exchange(stream.pending, {});
   for (const Work& work : pending)
     if (const CuResult result = work()) return result;
   return cuda_success;
 }
 
-CuResult run(const Function& function, emulation::Extent grid, emulation::Extent block, unsigned shared_bytes, const cuda::Call& call) {
+CuResult run(const Function& function, emulation::Extent grid, emulation::Extent block, unsigned shared_bytes, uint64_t seed, const cuda::Call& call) {
   Emulator& gpu = emulator();
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   char error[emulation::error_bytes] = "";
-  emulation::Launch launch{grid, block, shared_bytes, gpu.seed ? gpu.seed + ++gpu.launches : 0, &call, &next, &failed, error};
+  emulation::Launch launch{grid, block, shared_bytes, seed, &call, &next, &failed, error};
   gpu.workers.run(function.kernel, launch);
   if (!failed) return cuda_success;
   gpu.error = function.name + ": " + error;
@@ -162,6 +167,7 @@ CudaApi make() {
   api.init = [](unsigned) { return cuda_success; };
   api.get_error_string = [](CuResult result, const char** text) {
     static thread_local std::string kept;
+    const std::lock_guard held(emulator().lock);
     kept = result == cuda_launch_failed ? emulator().error : result == cuda_out_of_memory ? "out of memory" : "error " + std::to_string(result);
     *text = kept.c_str();
     return cuda_success;
@@ -209,7 +215,10 @@ CudaApi make() {
   api.fill = [](CuDevicePtr to, unsigned char value, size_t bytes, CuStream stream) {
     return enqueue(stream, [=] { return std::memset(at(to), value, bytes), cuda_success; });
   };
-  api.create_stream = [](CuStream* stream, unsigned) { return *stream = new Stream, cuda_success; };
+  api.create_stream = [](CuStream* stream, unsigned) {
+    const std::lock_guard held(emulator().lock);
+    return *stream = new Stream{{}, nullptr, emulator().seed, 0}, cuda_success;
+  };
   api.destroy_stream = [](CuStream stream) { return delete static_cast<Stream*>(stream), cuda_success; };
   api.synchronize = [](CuStream stream) {
     const std::lock_guard held(emulator().lock);
@@ -251,8 +260,8 @@ CudaApi make() {
     return cuda_success;
   };
   api.set_function_attribute = [](CuFunction function, int attribute, int value) {
-    if (attribute == cuda_max_dynamic_shared_bytes) static_cast<Function*>(function)->shared_bytes = static_cast<unsigned>(value);
-    return cuda_success;
+    if (attribute != cuda_max_dynamic_shared_bytes || value < 0 || value > most_shared_bytes) return invalid_value;
+    return static_cast<Function*>(function)->shared_bytes = static_cast<unsigned>(value), cuda_success;
   };
   api.launch = [](CuFunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CuStream stream,
                   void** arguments, void**) {
@@ -260,9 +269,14 @@ CudaApi make() {
     const uint64_t threads = uint64_t{bx} * by * bz;
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || threads < 1 || threads > most_threads || shared > of->shared_bytes) return invalid_value;
     const auto call = *static_cast<const cuda::Call*>(arguments[0]);
-    return enqueue(stream, [=] { return run(*of, {gx, gy, gz}, {bx, by, bz}, shared, call); });
+    auto* own = static_cast<Stream*>(stream);
+    return enqueue(stream, [=] { return run(*of, {gx, gy, gz}, {bx, by, bz}, shared, own->seed ? own->seed + ++own->launches : 0, call); });
   };
-  api.begin_capture = [](CuStream stream, int) { return static_cast<Stream*>(stream)->capture = new Graph, cuda_success; };
+  api.begin_capture = [](CuStream stream, int) {
+    auto* of = static_cast<Stream*>(stream);
+    if (of->capture) return capture_unsupported;
+    return of->capture = new Graph, cuda_success;
+  };
   api.end_capture = [](CuStream stream, CuGraph* graph) {
     *graph = std::exchange(static_cast<Stream*>(stream)->capture, nullptr);
     return *graph ? cuda_success : invalid_value;

@@ -54,36 +54,31 @@ GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<con
   upload(weights);
   for (const StepSpec& spec : plan.steps) steps_.push_back(resolve(spec, plan));
   std::sort(lengths_.begin(), lengths_.end());
-  events_.resize(steps_.size() + 1);
-  for (CuEvent& event : events_) gpu_.check(gpu_.api().create_event(&event, 0), "an event");
+  for (size_t i = 0; i <= steps_.size(); ++i) events_.push_back(make_event(gpu_));
   gpu_.synchronize();
 }
 
 GpuExecutor::~GpuExecutor() {
+  gpu_.api().set_current(gpu_.context());  // whichever thread lets the engine go
   gpu_.api().synchronize(gpu_.stream());
-  for (const auto& [bucket, graph] : graphs_) release(graph.exec);
-  for (const CuEvent event : events_) gpu_.api().destroy_event(event);
-  for (const auto& [path, module] : modules_) gpu_.api().unload_module(module);
 }
 
 // Through two pieces of pinned memory: the GPU copies one while the next is read from the file.
 void GpuExecutor::upload(const std::vector<std::shared_ptr<const Mapping>>& weights) {
   PinnedBytes pieces[2] = {{gpu_, piece}, {gpu_, piece}};
-  CuEvent copied[2];
-  for (CuEvent& event : copied) gpu_.check(gpu_.api().create_event(&event, 0), "an event");
+  const Owned<CuEvent> copied[2] = {make_event(gpu_), make_event(gpu_)};
   size_t number = 0;
   for (const auto& weight : weights) {
     const GpuBytes& to = weights_.emplace_back(gpu_, weight->size(), "weights");
     for (size_t begin = 0; begin < weight->size(); begin += piece, ++number) {
       const size_t bytes = std::min(piece, weight->size() - begin);
-      if (number >= 2) gpu_.check(gpu_.api().wait_event(copied[number % 2]), "a copy of weights");
+      if (number >= 2) gpu_.check(gpu_.api().wait_event(copied[number % 2].get()), "a copy of weights");
       std::memcpy(pieces[number % 2].data(), weight->data() + begin, bytes);
       gpu_.check(gpu_.api().copy_to_device(to.at() + begin, pieces[number % 2].data(), bytes, gpu_.stream()), "a copy of weights");
-      gpu_.check(gpu_.api().record_event(copied[number % 2], gpu_.stream()), "a copy of weights");
+      gpu_.check(gpu_.api().record_event(copied[number % 2].get(), gpu_.stream()), "a copy of weights");
     }
   }
   gpu_.synchronize();
-  for (const CuEvent event : copied) gpu_.api().destroy_event(event);
 }
 
 GpuExecutor::Step GpuExecutor::resolve(const StepSpec& spec, const Plan& plan) {
@@ -105,12 +100,9 @@ GpuExecutor::Step GpuExecutor::resolve(const StepSpec& spec, const Plan& plan) {
 }
 
 CuFunction GpuExecutor::function(const StepSpec& step, const LaunchSpec& launch) {
-  CuModule& module = modules_[step.image];
-  if (!module) gpu_.check(gpu_.api().load_module(&module, step.image.c_str()), step.image);
-  CuFunction found = nullptr;
-  gpu_.check(gpu_.api().get_function(&found, module, launch.function.c_str()), launch.function);
-  gpu_.check(gpu_.api().set_function_attribute(found, cuda_max_dynamic_shared_bytes, launch.shared_bytes), launch.function);
-  return found;
+  Owned<CuModule>& module = modules_[step.image];
+  if (!module) module = load_module(gpu_, step.image);
+  return find_function(gpu_, module.get(), launch.function, launch.shared_bytes);
 }
 
 std::optional<std::string> GpuExecutor::run(const Batch& batch) {
@@ -132,7 +124,8 @@ std::optional<std::string> GpuExecutor::run(const Batch& batch) {
 void GpuExecutor::send(const Batch& batch) {
   size_t end = aligned(sizeof(Batch));
   const auto put = [&](const int32_t* values, size_t count) {
-    std::memcpy(sent_.data() + end, values, 4 * count);
+    if (end + 4 * count > sent_.size()) throw std::logic_error("a step beyond the engine's limits");
+    if (count) std::memcpy(sent_.data() + end, values, 4 * count);
     const auto* there = reinterpret_cast<const int32_t*>(inputs_.data() + end);
     end += aligned(4 * count);
     return there;
@@ -161,36 +154,23 @@ GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {
 CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
   if (const auto found = graphs_.find(bucket); found != graphs_.end()) {
     uses_.splice(uses_.begin(), uses_, found->second.use);
-    return found->second.exec;
+    return found->second.exec.get();
   }
   if (graphs_.size() == most_graphs) {
-    release(graphs_.at(uses_.back()).exec);
     graphs_.erase(uses_.back());
     uses_.pop_back();
   }
-  const CudaApi& api = gpu_.api();
-  CuGraph captured = nullptr;
-  CuGraphExec exec = nullptr;
-  gpu_.check(api.begin_capture(gpu_.stream(), cuda_capture_thread_local), "the capture of a graph");
-  try {
+  Owned<CuGraphExec> exec = capture(gpu_, [&] {
     for (const Step& step : steps_) launch(step, bucket);
-  } catch (...) {
-    api.end_capture(gpu_.stream(), &captured);
-    if (captured) api.destroy_graph(captured);
-    throw;
-  }
-  gpu_.check(api.end_capture(gpu_.stream(), &captured), "the capture of a graph");
-  const CuResult made = api.instantiate(&exec, captured, 0);
-  api.destroy_graph(captured);
-  gpu_.check(made, "a graph");
+  });
   uses_.push_front(bucket);
-  graphs_.emplace(bucket, Graph{exec, uses_.begin()});
-  return exec;
+  return graphs_.emplace(bucket, Graph{std::move(exec), uses_.begin()}).first->second.exec.get();
 }
 
 void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
   const int32_t rows = step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens, sequences = std::min(bucket.tokens, limits_.max_sequences);
   if (rows == 0) return;  // a chunk of a prompt wants no logits: nothing behind the gather has work
+  bool launched = false;
   for (const auto& [function, spec] : step.launches) {
     if (rows < spec.min_rows || rows > spec.max_rows.value_or(rows) || bucket.longest < spec.min_new_tokens) continue;
     const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, sequences); };
@@ -198,19 +178,21 @@ void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
     gpu_.check(gpu_.api().launch(function, extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
                                  static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), arguments, nullptr),
                step.name + " (" + spec.function + ")");
+    launched = true;
   }
+  if (!launched) throw std::runtime_error("GPU: no launch of " + step.name + " is for " + std::to_string(rows) + " rows: the engine is damaged");
 }
 
 void GpuExecutor::run_timed(const Bucket& bucket) {
   for (size_t i = 0; i < steps_.size(); ++i) {
-    gpu_.check(gpu_.api().record_event(events_[i], gpu_.stream()), "an event");
+    gpu_.check(gpu_.api().record_event(events_[i].get(), gpu_.stream()), "an event");
     launch(steps_[i], bucket);
   }
-  gpu_.check(gpu_.api().record_event(events_.back(), gpu_.stream()), "an event");
+  gpu_.check(gpu_.api().record_event(events_.back().get(), gpu_.stream()), "an event");
   gpu_.synchronize();
   for (size_t i = 0; i < steps_.size(); ++i) {
     float milliseconds = 0;
-    gpu_.check(gpu_.api().milliseconds(&milliseconds, events_[i], events_[i + 1]), "an event");
+    gpu_.check(gpu_.api().milliseconds(&milliseconds, events_[i].get(), events_[i + 1].get()), "an event");
     step_seconds_[i] = milliseconds / 1e3;
   }
 }

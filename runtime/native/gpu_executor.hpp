@@ -6,8 +6,6 @@
 #pragma once
 #include <list>
 #include <map>
-#include <tuple>
-#include <unordered_map>
 
 #include "executor.hpp"
 #include "gpu.hpp"
@@ -43,7 +41,7 @@ class GpuExecutor final : public Executor {
     auto operator<=>(const Bucket&) const = default;
   };
   struct Graph {
-    CuGraphExec exec;
+    Owned<CuGraphExec> exec;
     std::list<Bucket>::iterator use;
   };
 
@@ -55,7 +53,6 @@ class GpuExecutor final : public Executor {
   CuGraphExec graph(const Bucket& bucket);
   void launch(const Step& step, const Bucket& bucket) const;
   void run_timed(const Bucket& bucket);
-  void release(CuGraphExec exec) const { gpu_.api().destroy_graph_exec(exec); }
 
   const Limits limits_;
   const OperandSpec logits_;
@@ -63,13 +60,13 @@ class GpuExecutor final : public Executor {
   std::vector<GpuBytes> weights_;
   GpuBytes arena_, kv_, scratch_, counters_, inputs_;
   PinnedBytes sent_, results_;  // what inputs_ gets; the logits
-  std::map<std::string, CuModule> modules_;
+  std::map<std::string, Owned<CuModule>> modules_;
   std::vector<int32_t> lengths_;  // that launches ask for, of the longest sequence's new tokens
   std::vector<Step> steps_;
   std::map<Bucket, Graph> graphs_;
   std::list<Bucket> uses_;  // of graphs, the last use first
   bool timed_ = false;
-  std::vector<CuEvent> events_;  // one before each step and one behind the last
+  std::vector<Owned<CuEvent>> events_;  // one before each step and one behind the last
   std::vector<double> step_seconds_;
 };
 

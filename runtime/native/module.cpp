@@ -7,6 +7,7 @@ NB_MODULE(_native, module) {
   module.attr("abi_version") = slipway::abi_version;
   module.def("request_amx", &slipway::request_amx);
   slipway::bind_executor(module);
+  slipway::bind_gpu(module);
   slipway::bind_grammars(module);
   slipway::bind_engine(module);
   slipway::bind_core(module);

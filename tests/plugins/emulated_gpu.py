@@ -1,6 +1,7 @@
 """Compiles the CUDA source of a plugin's kernel for the emulation of a GPU and launches it on tensors, as the runtime would.
 
-All memory that a kernel is given ends where a page begins that nobody may touch, and holds NaN where nothing was put.
+All memory that a kernel is given ends where a page begins that nobody may touch, and holds NaN where nothing was put. Under
+pytest --gpu the same kernels are compiled for the GPU that is here, and run on it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from kernel_bench import MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS, Bench, Call, compile_images, launches_for, target_here
 from kernel_harness import CACHE, PLUGINS, Array, Batch, GuardedMatrix, Operand, _guarded_bytes, guarded
 
 from slipway.compiler import env
@@ -23,28 +25,14 @@ from slipway.compiler.target import GPUS, Target
 from slipway.plugins.plugin import Kernel, Launch
 
 GPU_TARGETS = [Target(kind) for kind in GPUS]
+ON_GPU = bool(os.environ.get("SLIPWAY_TESTS_ON_GPU"))  # set by tests/conftest.py
+TARGET = target_here() if ON_GPU else Target("sm90")
 SEEDS = (0, 1, 2, 3)
-MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS = 4, 2, 6
 ERROR_BYTES = 256
 
 
 class Extent(ctypes.Structure):
     _fields_ = [(axis, ctypes.c_uint32) for axis in "xyz"]
-
-
-class Call(ctypes.Structure):
-    """slipway::cuda::Call."""
-
-    _fields_ = [
-        ("batch", ctypes.POINTER(Batch)),
-        ("inputs", Operand * MAX_INPUTS),
-        ("outputs", Operand * MAX_OUTPUTS),
-        ("weights", ctypes.c_void_p * MAX_WEIGHTS),
-        ("kv", ctypes.c_void_p),
-        ("scratch", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
-        ("counts_logit_rows", ctypes.c_int32),
-    ]
 
 
 class EmulatedLaunch(ctypes.Structure):
@@ -66,8 +54,10 @@ class LaunchError(Exception):
     """What the emulation found wrong with a kernel."""
 
 
-def compile_emulated(kernels: Iterable[Kernel], *flags: str) -> ctypes.CDLL:
-    """One library of several kernels; compiled once for the same sources, headers, flags and compiler."""
+def compile_emulated(kernels: Iterable[Kernel], *flags: str) -> ctypes.CDLL | dict[str, str]:
+    """One library of several kernels; compiled once for the same sources, headers, flags and compiler. On a GPU: its images."""
+    if ON_GPU:
+        return compile_images(kernels, TARGET)
     source = "\n".join({kernel.symbol: kernel.source for kernel in kernels}.values())
     command = [*env.cxx(), *EMULATION_FLAGS, *flags, "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
     headers = sorted(p for suffix in ("hpp", "cuh") for p in PLUGINS.rglob(f"*.{suffix}"))
@@ -85,7 +75,7 @@ def compile_emulated(kernels: Iterable[Kernel], *flags: str) -> ctypes.CDLL:
 
 
 def run_emulated(
-    library: ctypes.CDLL,
+    library: ctypes.CDLL | dict[str, str],
     kernel: Kernel,
     inputs: Sequence[Array],
     outputs: Sequence[Array],
@@ -106,10 +96,14 @@ def run_emulated(
     batch = batch or Batch(num_tokens=rows, num_logit_rows=rows, num_seqs=1)
     captured = max(rows, captured_rows or 0)
     held = [*map(GuardedMatrix, inputs)], [*map(GuardedMatrix, outputs)], [*map(_guarded_bytes, weights)]
+    longest = _longest(batch)
+    counts = {"rows": captured, "tokens": max(captured, batch.num_tokens), "sequences": max(1, batch.num_seqs)}
+    if isinstance(library, dict):
+        return run_on_bench(Bench(library), kernel, held, batch, counts, longest, kv)
     scratch = guarded(kernel.shared_scratch_at(captured), alignment=256)
     counters = guarded(4 * kernel.counters, 0, alignment=256)
     call = Call(
-        batch=ctypes.pointer(batch),
+        batch=ctypes.addressof(batch),
         inputs=(Operand * MAX_INPUTS)(*(m.operand for m in held[0])),
         outputs=(Operand * MAX_OUTPUTS)(*(m.operand for m in held[1])),
         weights=(ctypes.c_void_p * MAX_WEIGHTS)(*(w.ctypes.data for w in held[2])),
@@ -117,14 +111,28 @@ def run_emulated(
         scratch=scratch.ctypes.data,
         counters=counters.ctypes.data,
     )
-    longest = _longest(batch)
-    counts = {"rows": captured, "tokens": max(captured, batch.num_tokens), "sequences": max(1, batch.num_seqs)}
-    for number, launch in enumerate(kernel.launches):
-        if launch.min_rows <= captured <= (launch.max_rows or captured) and longest >= launch.min_new_tokens:
-            _launch(library, launch, [extent.at(counts) for extent in launch.grid], call, seed and seed + 1000 * number, threads)
+    for number, launch in enumerate(launches_for(kernel, captured, longest)):
+        _launch(library, launch, [extent.at(counts) for extent in launch.grid], call, seed and seed + 1000 * number, threads)
     for output in held[1]:
         output.copy_back()
     assert not counters.any(), "counters are not left at zero"
+
+
+def run_on_bench(bench: Bench, kernel: Kernel, held: tuple, batch: Batch, counts: dict[str, int], longest: int, kv: np.ndarray | None) -> None:
+    """held: inputs, outputs and weights; outputs and kv are written back."""
+    inputs, outputs, weights = held
+    on_device = [[Operand(bench.put(m.copy), m.operand.row_bytes) for m in side] for side in (inputs, outputs)]
+    blocks = None if kv is None else bench.put(kv)
+    call = bench.call(kernel, bench.batch(batch), *on_device, [bench.put(w) for w in weights], counts["rows"], blocks)
+    bench.launch(kernel, call, counts, longest)
+    bench.native.synchronize()
+    for matrix, operand in zip(outputs, on_device[1]):
+        matrix.copy[:] = np.frombuffer(bench.native.read(operand.data, matrix.bytes), np.uint8)
+        matrix.copy_back()
+    if kv is not None:
+        kv[:] = np.frombuffer(bench.native.read(blocks, kv.nbytes), np.uint8)
+    counters = bench.native.read(call.counters, 4 * kernel.counters) if kernel.counters else b""
+    assert not any(counters), "counters are not left at zero"
 
 
 def _longest(batch: Batch) -> int:

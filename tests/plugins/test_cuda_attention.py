@@ -5,10 +5,11 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import GPU_TARGETS, SEEDS, compile_emulated
+from emulated_gpu import SEEDS, TARGET, compile_emulated
 from nodes import BF16, F32
 from paged import Sequences, Shape, new_blocks, new_cache
 
+pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 SHAPES = {
     "plain": Shape(),
     "rotary": Shape(rotary_dim=32, norm=True),
@@ -20,7 +21,6 @@ SHAPES = {
     "wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128),
     "widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256),
 }
-TARGET = GPU_TARGETS[3]
 LENGTHS = [1, 33, 300, 130]
 
 

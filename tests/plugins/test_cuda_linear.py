@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import GPU_TARGETS, SEEDS, compile_emulated, run_emulated
+from emulated_gpu import ON_GPU, SEEDS, TARGET, compile_emulated, run_emulated
 from nodes import BF16 as BF16_STORAGE
 from nodes import F32, call_node
 
@@ -14,7 +14,7 @@ from slipway.plugins.linear.plugin import PLUGIN
 from slipway.quantization.formats import BF16, FORMATS, round_trip
 
 ROWS = (1, 7, 8, 9, 16, 17, 64, 70)  # around the limits of each kernel
-WIDE = GPU_TARGETS[3]
+pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Case:
         node = call_node(op, self.x.float(), *args, storage=self.dtype)
         node.args[0].meta["storage"] = self.source
         node.meta["weight_format"] = self.fmt
-        assert PLUGIN.supports(node, WIDE) is None
-        return PLUGIN.lower(node, WIDE)
+        assert PLUGIN.supports(node, TARGET) is None
+        return PLUGIN.lower(node, TARGET)
 
     @functools.cached_property
     def packed(self):

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import GPU_TARGETS, SEEDS, compile_emulated, run_emulated
+from emulated_gpu import SEEDS, TARGET, compile_emulated, run_emulated
 from kernel_harness import make_batch
 from nodes import BF16, F32, call_node
 
@@ -13,8 +13,8 @@ from slipway.plugins.gated_activation import plugin as gated_activation
 from slipway.plugins.gather_rows import plugin as gather_rows
 from slipway.plugins.rms_norm import plugin as rms_norm
 
+pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 OPS = torch.ops.slipway
-TARGET = GPU_TARGETS[0]  # these kernels are the same for every GPU
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 
 

@@ -179,7 +179,7 @@ def test_another_instruction_set_is_refused(toy):
     directory = toy()
     edit(directory, lambda m: replace(m, target=Target("cpu", "amx", ("sse2", "amx_tile_v9"))))
     assert "built for amx; this CPU lacks amx_tile_v9; build it again" in refusal(directory)
-    edit(directory, lambda m: replace(m, target=Target("sm90", "sm_90a", ())))
+    edit(directory, lambda m: replace(m, target=Target("sm90", "sm_90", ())))
     assert "image: None, expected a file below kernels/, as for sm90" in refusal(directory)
 
 

@@ -31,21 +31,25 @@ template <class P, int columns, int ahead, int splits> inline void few_rows(cons
   for (int c = 0; c < columns; ++c) x[c] = 8 * c + g < rows ? call.inputs[0].row<const typename P::In>(8 * c + g) : nullptr;
 
   float sums[pairs][columns][4] = {};
-  for (int first = split * share + warp; first < end; first += few_warps * ahead) {
-    typename P::Weights::Raw raw[ahead][pairs];
+  typename P::Weights::Raw raw[ahead][pairs];
+  const auto load = [&](int slot, int chunk) {
+    if (chunk < end)
+#pragma unroll
+      for (int p = 0; p < pairs; ++p) raw[slot][p] = weights.load(block * pairs + p, chunk);
+  };
+  const int first = split * share + warp;
+#pragma unroll
+  for (int i = 0; i < ahead; ++i) load(i, first + i * few_warps);
+  for (int chunks = first; chunks < end; chunks += few_warps * ahead)
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
-      if (first + i * few_warps < end)
-#pragma unroll
-        for (int p = 0; p < pairs; ++p) raw[i][p] = weights.load(block * pairs + p, first + i * few_warps);
-#pragma unroll
-    for (int i = 0; i < ahead; ++i)
-      if (const int chunk = first + i * few_warps; chunk < end)
+      if (const int chunk = chunks + i * few_warps; chunk < end) {
         multiply_chunk<P, pairs, columns>(raw[i], sums, [&](int half, int c) -> Words<4> {
           if (!x[c]) return {{0, 0, 0, 0}};
           return load_inputs<P>(x[c], chunk * chunk_columns + 32 * half + 8 * q);
         });
-  }
+        load(i, chunk + few_warps * ahead);
+      }
 
   auto& s = shared<typename K::Shared>();
 #pragma unroll

@@ -63,7 +63,7 @@ template <class S> struct Rows {
       }
     uint32_t weights[4][2];  // [tile][row g, g + 8]
     weigh(scores, weights);
-    multiply_values(values, weights, first + 8 * q, first + block_tokens > length ? length : 0x7fffffff);
+    multiply_values(values, weights, first + 8 * q, first + block_tokens > length, length);
   }
 
  private:
@@ -112,13 +112,13 @@ template <class S> struct Rows {
     }
   }
 
-  // end: tokens from there on are taken as zeros, whatever the block holds of them: 0 * NaN would be NaN.
-  void multiply_values(const std::byte* values, const uint32_t (&weights)[4][2], int first, int end) {
+  // ends: tokens from `end` on are taken as zeros, whatever the block holds of them: 0 * NaN would be NaN.
+  void multiply_values(const std::byte* values, const uint32_t (&weights)[4][2], int first, bool ends, int end) {
     const int g = lane() / 4, q = lane() % 4;
 #pragma unroll
     for (int n = 0; n < value_tiles; ++n) {
       Words<4> v = load_eight(reinterpret_cast<const bf16*>(values) + (8 * n + g) * block_tokens + 8 * q);
-      if (end != 0x7fffffff)
+      if (ends)
 #pragma unroll
         for (int i = 0; i < 4; ++i) v.words[i] &= first + 2 * i + 1 < end ? 0xffffffffu : first + 2 * i < end ? 0xffffu : 0u;
 #pragma unroll

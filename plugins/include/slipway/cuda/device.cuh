@@ -30,7 +30,10 @@ inline void store(float* to, float x) { *to = x; }
 inline void store(bf16* to, float x) { to->bits = round_to_bf16(x); }
 
 // Eight neighbours as four pairs of bf16, from 16-byte aligned memory.
-inline Words<4> load_eight(const bf16* from) { return *reinterpret_cast<const Words<4>*>(from); }
+inline Words<4> load_eight(const bf16* from) {
+  check_alignment(from, 16);
+  return *reinterpret_cast<const Words<4>*>(from);
+}
 inline Words<4> load_eight(const float* from) {
   Words<4> result;
 #pragma unroll

@@ -59,6 +59,8 @@ template <class Vector> inline Vector load_streaming(const Vector* from) {
   return result;
 }
 
+inline void check_alignment(const void*, int) {}  // the emulation's
+
 // Sixteen bytes from global to shared memory behind the thread's back; zeros where nothing is `there`.
 inline void copy_async_16(void* to, const void* from, bool there) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));

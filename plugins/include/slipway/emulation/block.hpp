@@ -137,7 +137,7 @@ class Block {
 
   static Block& current() { return *running(); }
   static Thread*& self() {
-    [[gnu::tls_model("initial-exec")]] static thread_local Thread* thread;
+    static thread_local Thread* thread;
     return thread;
   }
 
@@ -205,7 +205,7 @@ class Block {
   Block() = default;
 
   static Block*& running() {
-    [[gnu::tls_model("initial-exec")]] static thread_local Block* block;
+    static thread_local Block* block;
     return block;
   }
 

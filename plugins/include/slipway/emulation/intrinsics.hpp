@@ -89,8 +89,11 @@ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulation::mma_bf16(d, a, b); }
 
+inline void check_alignment(const void* at, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % static_cast<unsigned>(bytes)) emulation::Block::current().fail("an access to %d bytes that is not aligned to as many", bytes);
+}
 template <class Vector> Vector load_streaming(const Vector* from) {
-  if (reinterpret_cast<uintptr_t>(from) % sizeof(Vector)) emulation::Block::current().fail("a load of %zu bytes that is not aligned to as many", sizeof(Vector));
+  check_alignment(from, sizeof(Vector));
   return *from;
 }
 
