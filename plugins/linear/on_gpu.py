@@ -14,7 +14,8 @@ from slipway.quantization.formats import WeightFormat
 FEW_THREADS, FEW_WARPS, FEW_ROWS = 256, 8, (8, 16)  # few_rows.cuh
 MANY_THREADS, MANY_TILES, BLOCK_ROWS, STAGES = 128, 8, 64, 3  # many_rows.cuh
 MOST_SPLITS = 8
-BLOCKS_A_MULTIPROCESSOR = 2  # wanted of few_rows, so that enough bytes are under way
+LEAST_CHUNKS = 4  # of a split of many_rows
+BLOCKS_A_MULTIPROCESSOR = 2  # wanted, so that enough bytes are under way
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,22 @@ class GpuProblem:
         return max(1, min(MOST_SPLITS, wanted, pack_cuda.num_chunks(self.inputs) // FEW_WARPS))
 
     @property
+    def many_blocks(self) -> int:
+        """Along the outputs, of many_rows."""
+        return -(-pack_cuda.num_tiles(self.outputs, self.gated) // MANY_TILES)
+
+    @property
+    def block_splits(self) -> int:
+        """Blocks of many_rows that share outputs, where there is one block of rows. int4 in groups of 32 would spill registers."""
+        if self.fmt.name == "int4" and self.fmt.group_size == 32:
+            return 1
+        wanted = -(-BLOCKS_A_MULTIPROCESSOR * self.target.gpu.multiprocessors // self.many_blocks)
+        return max(1, min(MOST_SPLITS, wanted, pack_cuda.num_chunks(self.inputs) // LEAST_CHUNKS))
+
+    @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits}
+        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits}
 
     @property
     def weight_bytes(self) -> int:
@@ -63,18 +77,24 @@ class GpuProblem:
         few = [
             Launch(f"{symbol}_upto{rows}", FEW_THREADS, grid, self._few_shared_bytes(rows), min_rows=rows - 7, max_rows=rows) for rows in FEW_ROWS
         ]
-        outputs = pack_cuda.num_tiles(self.outputs, self.gated)
-        grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=-(-outputs // MANY_TILES)), ONE)
-        return (*few, Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1))
+        split = []
+        if self.block_splits > 1:
+            grid = (ONE, Extent(fixed=self.many_blocks), Extent(fixed=self.block_splits))
+            split = [Launch(f"{symbol}_upto64", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1, max_rows=BLOCK_ROWS)]
+        grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE)
+        fewest = BLOCK_ROWS if split else FEW_ROWS[-1]
+        return (*few, *split, Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=fewest + 1))
 
     @property
     def shared_scratch(self) -> int:
-        """Sums of blocks that share tiles."""
-        return 4 * self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
+        """Sums of blocks that share outputs, of whichever launch has more."""
+        few = self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
+        many = self.block_splits * self.many_blocks * BLOCK_ROWS * MANY_TILES * pack_cuda.TILE if self.block_splits > 1 else 0
+        return 4 * max(few, many)
 
     @property
     def counters(self) -> int:
-        return self.blocks if self.splits > 1 else 0
+        return max(self.blocks if self.splits > 1 else 0, self.many_blocks if self.block_splits > 1 else 0)
 
     def _sums(self, rows: int) -> int:
         return (2 if self.gated else 1) * rows * pack_cuda.TILE
@@ -90,7 +110,7 @@ class GpuProblem:
     @property
     def _many_shared_bytes(self) -> int:
         outputs = MANY_TILES * pack_cuda.TILE // (2 if self.gated else 1)
-        return max(STAGES * BLOCK_ROWS * pack_cuda.CHUNK * 2, 4 * BLOCK_ROWS * (outputs + 4))
+        return max(STAGES * BLOCK_ROWS * pack_cuda.CHUNK * 2, 4 * BLOCK_ROWS * (outputs + 4)) + 4
 
     @property
     def _cpp_format(self) -> str:

@@ -1,4 +1,4 @@
-// More rows than few_rows takes: a block has 128 packed outputs and 64 rows.
+// More rows than few_rows takes: a block has 128 packed outputs and 64 rows, or some of the inputs of those, where blocks are few.
 //
 // Each of four warps has two tiles of weights, which it reads and decodes by itself, straight from global memory into registers, one
 // chunk ahead; the activations of a chunk go through shared memory, `stages` of them under way, for all warps.
@@ -12,9 +12,13 @@ inline constexpr int many_warps = 4, many_threads = 32 * many_warps, block_rows 
 template <class P> struct ManyRows {
   static constexpr int pairs = 2, block_tiles = many_warps * pairs, block_outputs = block_tiles * tile_rows / (P::gated ? 2 : 1);
   static constexpr int row_floats = block_outputs + 4;  // rows of results begin in different banks
-  union Shared {
-    bf16 x[stages][block_rows][chunk_columns];  // its pieces of eight swapped by `piece`
-    float results[block_rows][row_floats];
+  static constexpr int groups = block_rows / 8, sums = pairs * groups * 4;  // of a thread
+  struct Shared {
+    union {
+      bf16 x[stages][block_rows][chunk_columns];  // its pieces of eight swapped by `piece`
+      float results[block_rows][row_floats];
+    };
+    uint32_t arrival;  // of this block among those that share outputs and rows
   };
 };
 
@@ -36,12 +40,14 @@ template <class P> inline void stage_inputs(const Call& call, int first_row, int
   }
 }
 
-// Blocks along x have other rows, along y other outputs.
-template <class P> inline void many_rows(const Call& call) {
+// Blocks along x have other rows, along y other outputs, along z others of the inputs (of one block of rows alone).
+// scratch: float [splits][blocks along y][sums][threads]; counters: [blocks along y].
+template <class P, int splits> inline void many_rows(const Call& call) {
   using K = ManyRows<P>;
-  constexpr int groups = block_rows / 8;
+  constexpr int groups = K::groups, share = (P::chunks + splits - 1) / splits;
   const int rows = call.rows(), first_row = static_cast<int>(blockIdx.x) * block_rows, warp = static_cast<int>(threadIdx.x) / 32;
   if (first_row >= rows) return;
+  const int begin = splits > 1 ? static_cast<int>(blockIdx.z) * share : 0, end = splits > 1 ? min(begin + share, P::chunks) : P::chunks;
   const int g = lane() / 4, q = lane() % 4, first_tile = static_cast<int>(blockIdx.y) * K::block_tiles + warp * K::pairs;
   const typename P::Weights weights(call.weights[0]);
   auto& s = shared<typename K::Shared>();
@@ -52,26 +58,45 @@ template <class P> inline void many_rows(const Call& call) {
   };
 
 #pragma unroll
-  for (int chunk = 0; chunk < stages - 1; ++chunk) {
-    if (chunk < P::chunks) stage_inputs<P>(call, first_row, chunk, s.x[chunk]);
+  for (int i = 0; i < stages - 1; ++i) {
+    if (begin + i < end) stage_inputs<P>(call, first_row, begin + i, s.x[i]);
     commit_copies();
   }
   float sums[K::pairs][groups][4] = {};
   Raw raw[K::pairs], next[K::pairs];
-  load(0, raw);
-  for (int chunk = 0; chunk < P::chunks; ++chunk) {
+  if (begin < end) load(begin, raw);
+  for (int chunk = begin; chunk < end; ++chunk) {
     wait_for_copies<stages - 2>();
     __syncthreads();
-    if (const int coming = chunk + stages - 1; coming < P::chunks) stage_inputs<P>(call, first_row, coming, s.x[coming % stages]);
+    if (const int coming = chunk + stages - 1; coming < end) stage_inputs<P>(call, first_row, coming, s.x[(coming - begin) % stages]);
     commit_copies();
-    if (chunk + 1 < P::chunks) load(chunk + 1, next);
-    const auto& x = s.x[chunk % stages];
+    if (chunk + 1 < end) load(chunk + 1, next);
+    const auto& x = s.x[(chunk - begin) % stages];
     multiply_chunk<P, K::pairs, groups>(raw, sums, [&](int half, int c) {
       const int row = 8 * c + g;
       return *reinterpret_cast<const Words<4>*>(x[row] + 8 * piece(row, 4 * half + q));
     });
 #pragma unroll
     for (int p = 0; p < K::pairs; ++p) raw[p] = next[p];
+  }
+
+  if constexpr (splits > 1) {
+    float* planes = reinterpret_cast<float*>(call.scratch) + int64_t{blockIdx.y} * K::sums * many_threads + threadIdx.x;
+    const auto at = [&](int of, int i) -> float& { return planes[(int64_t{of} * gridDim.y * K::sums + i) * many_threads]; };
+#pragma unroll
+    for (int i = 0; i < K::sums; ++i) at(static_cast<int>(blockIdx.z), i) = sums[i / (4 * groups)][i / 4 % groups][i % 4];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) s.arrival = increment_wrapping(call.counters + blockIdx.y, splits - 1);
+    __syncthreads();
+    if (s.arrival != splits - 1) return;
+    __threadfence();
+#pragma unroll
+    for (int i = 0; i < K::sums; ++i) sums[i / (4 * groups)][i / 4 % groups][i % 4] = at(0, i);
+#pragma unroll 1
+    for (int of = 1; of < splits; ++of)
+#pragma unroll
+      for (int i = 0; i < K::sums; ++i) sums[i / (4 * groups)][i / 4 % groups][i % 4] += at(of, i);
   }
 
   __syncthreads();  // the results take the place of the activations
