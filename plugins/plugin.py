@@ -43,15 +43,19 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class Extent:
-    """One dimension of a grid: fixed + ceil(times * count / per) blocks; `of` says what is counted of a step, None: nothing."""
+    """One dimension of a grid: fixed + ceil(times * count / per) blocks, and one for each sequence if each_sequence; `of` says what is
+    counted of a step, None: nothing.
+    """
 
     of: Literal["rows", "tokens", "sequences"] | None = None
     times: int = 1
     per: int = 1
     fixed: int = 0
+    each_sequence: bool = False
 
     def at(self, counts: Mapping[str, int]) -> int:
-        return self.fixed + (-(-self.times * counts[self.of] // self.per) if self.of else 0)
+        counted = -(-self.times * counts[self.of] // self.per) if self.of else 0
+        return self.fixed + counted + (counts["sequences"] if self.each_sequence else 0)
 
 
 ONE = Extent(fixed=1)
@@ -59,8 +63,8 @@ ONE = Extent(fixed=1)
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a CUDA function. It takes part in graphs captured for min_rows to max_rows rows (None: any number), and
-    only in those for steps in which some sequence has at least min_new_tokens tokens.
+    """One launch of a CUDA function. It takes part in graphs captured for min_rows to max_rows rows and min_sequences to max_sequences
+    sequences (None: any number), and only in those for steps in which some sequence has at least min_new_tokens tokens.
     """
 
     function: str
@@ -70,10 +74,13 @@ class Launch:
     min_rows: int = 1
     max_rows: int | None = None
     min_new_tokens: int = 1
+    min_sequences: int = 1
+    max_sequences: int | None = None
 
-    def takes_part(self, rows: int, longest: int = 1) -> bool:
-        """In a graph for so many rows, of a step whose longest sequence has so many new tokens."""
-        return self.min_rows <= rows <= (self.max_rows or rows) and longest >= self.min_new_tokens
+    def takes_part(self, rows: int, sequences: int = 1, longest: int = 1) -> bool:
+        """In a graph for so many rows and sequences, of a step whose longest sequence has so many new tokens."""
+        fits = self.min_rows <= rows <= (self.max_rows or rows) and self.min_sequences <= sequences <= (self.max_sequences or sequences)
+        return fits and longest >= self.min_new_tokens
 
 
 def on_gpu(target: Target, *launches: Launch) -> tuple[Launch, ...]:

@@ -83,18 +83,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Extent:
-    """Blocks along one dimension of a grid: fixed + ceil(times * count / per). of: what is counted of a step, None: nothing."""
+    """Blocks along one dimension of a grid: fixed + ceil(times * count / per), and one a sequence if each_sequence. of: what is counted of
+    a step, None: nothing.
+    """
 
     of: str | None  # "rows", "tokens", "sequences"
     times: int
     per: int
     fixed: int
+    each_sequence: bool = False
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a CUDA function, in graphs for min_rows to max_rows rows (None: any number), for steps in which some sequence has
-    at least min_new_tokens tokens.
+    """One launch of a CUDA function, in graphs for min_rows to max_rows rows and min_sequences to max_sequences sequences (None: any
+    number), for steps in which some sequence has at least min_new_tokens tokens.
     """
 
     function: str
@@ -104,6 +107,8 @@ class Launch:
     min_rows: int
     max_rows: int | None
     min_new_tokens: int
+    min_sequences: int = 1
+    max_sequences: int | None = None
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,8 @@ def _check_launches(needs: Needs, manifest: Manifest, where: str) -> None:
         _check_launch(launch, manifest.limits, f"{where}.launches[{i}]")
     most = max(manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows)
     for rows in (*(1 << power for power in range(most.bit_length())), manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows):
-        if not any(x.min_rows <= rows <= (x.max_rows or rows) and x.min_new_tokens == 1 for x in needs.launches):
+        always = [x for x in needs.launches if (x.min_new_tokens, x.min_sequences, x.max_sequences) == (1, 1, None)]
+        if not any(x.min_rows <= rows <= (x.max_rows or rows) for x in always):
             raise EngineError(f"{where}.launches", f"none for {rows} rows", "one for every number of rows")
 
 
@@ -185,7 +186,8 @@ def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
         raise EngineError(f"{where}.threads", f"{launch.threads}", f"whole warps, at most {MOST_THREADS}")
     if not 0 <= launch.shared_bytes <= MOST_SHARED_BYTES:
         raise EngineError(f"{where}.shared_bytes", f"{launch.shared_bytes}", f"0..{MOST_SHARED_BYTES}")
-    _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens)
+    _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens,
+                 min_sequences=launch.min_sequences, max_sequences=launch.max_sequences or MOST)
     if len(launch.grid) != 3:
         raise EngineError(f"{where}.grid", f"{len(launch.grid)} extents", "three")
     rows = max(limits.max_batch_tokens, limits.max_logit_rows)
@@ -195,7 +197,8 @@ def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
             raise EngineError(f"{where}.grid", repr(extent.of), '"rows", "tokens", "sequences" or none')
         _check_count(f"{where}.grid", times=extent.times, per=extent.per)
         _check_at_least(0, f"{where}.grid", fixed=extent.fixed)
-        if not 1 <= (found := extent.fixed - (-extent.times * counts[extent.of] // extent.per)) <= blocks:
+        found = extent.fixed - (-extent.times * counts[extent.of] // extent.per) + extent.each_sequence * limits.max_sequences
+        if not 1 <= found <= blocks:
             raise EngineError(f"{where}.grid", f"{found} blocks", f"1..{blocks}")
 
 

@@ -40,8 +40,9 @@ class StepGroup:
 
     def num_launches(self, work: Work) -> int:
         """Kernels of the CUDA graph for this work."""
-        rows = 1 << (work.tokens - 1).bit_length()
-        return sum(l.min_rows <= rows <= (l.max_rows or rows) and l.min_new_tokens == 1 for l in self.launches)
+        count = 1 << (work.tokens - 1).bit_length()  # of tokens and of sequences
+        ranges = [((l.min_rows, l.max_rows), (l.min_sequences, l.max_sequences)) for l in self.launches if l.min_new_tokens == 1]
+        return sum(all(least <= count <= (most or count) for least, most in both) for both in ranges)
 
     def flops(self, work: Work) -> int:
         return sum(

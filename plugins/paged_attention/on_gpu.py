@@ -63,8 +63,7 @@ class GpuAttention:
         heads = a.num_heads + 2 * a.num_kv_heads
         prepare = Launch(f"{symbol}_prepare", PREPARE_THREADS, (Extent("tokens"), Extent(fixed=-(-heads // WARPS)), ONE), 4 * WARPS * a.head_dim)
         group = a.num_heads // a.num_kv_heads
-        # Every sequence that prefill takes has more than TILE_ROWS query rows.
-        tiles = Extent("tokens", times=group, per=TILE_ROWS + 1)
+        tiles = Extent("tokens", times=group, per=WARPS * TILE_ROWS, each_sequence=True)  # the last tile of a sequence may be a part
         prefill = Launch(f"{symbol}_prefill", PREFILL_THREADS, (tiles, Extent(fixed=a.num_kv_heads), ONE), STAGES * self._head_bytes,
                          min_new_tokens=TILE_ROWS // group + 1)  # fmt: skip
         return (prepare, *self._decodes(symbol), prefill)
@@ -76,7 +75,8 @@ class GpuAttention:
             splits = min(MOST_SPLITS, -(-self._wanted_blocks // (a.num_kv_heads * sequences)))
             grid = (Extent(fixed=splits), Extent(fixed=a.num_kv_heads), Extent("sequences"))
             most = sequences if splits > 1 else None
-            launches.append(Launch(f"{symbol}_decode", DECODE_THREADS, grid, self._decode_shared_bytes, min_rows=sequences // 2 + 1, max_rows=most))
+            launches.append(Launch(f"{symbol}_decode", DECODE_THREADS, grid, self._decode_shared_bytes,
+                                   min_sequences=sequences // 2 + 1, max_sequences=most))  # fmt: skip
             sequences *= 2
         return launches
 

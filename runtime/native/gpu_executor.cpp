@@ -32,7 +32,7 @@ int32_t power_of_two(int32_t count, int32_t limit) {
 unsigned blocks(const ExtentSpec& extent, int64_t rows, int64_t tokens, int64_t sequences) {
   using Of = ExtentSpec::Of;
   const int64_t count = extent.of == Of::rows ? rows : extent.of == Of::tokens ? tokens : extent.of == Of::sequences ? sequences : 0;
-  return static_cast<unsigned>(extent.fixed + (extent.times * count + extent.per - 1) / extent.per);
+  return static_cast<unsigned>(extent.fixed + (extent.times * count + extent.per - 1) / extent.per + (extent.each_sequence ? sequences : 0));
 }
 
 }  // namespace
@@ -148,6 +148,7 @@ GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {
   const auto above = std::upper_bound(lengths_.begin(), lengths_.end(), longest);
   return {.tokens = power_of_two(batch.num_tokens, limits_.max_batch_tokens),
           .logit_rows = batch.num_logit_rows ? power_of_two(batch.num_logit_rows, limits_.max_logit_rows) : 0,
+          .sequences = power_of_two(batch.num_seqs, limits_.max_sequences),
           .longest = above == lengths_.begin() ? 1 : *std::prev(above)};
 }
 
@@ -168,12 +169,14 @@ CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
 }
 
 void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
-  const int32_t rows = step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens, sequences = std::min(bucket.tokens, limits_.max_sequences);
+  const int32_t rows = step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens;
   if (rows == 0) return;  // a chunk of a prompt wants no logits: nothing behind the gather has work
   bool launched = false;
   for (const auto& [function, spec] : step.launches) {
-    if (rows < spec.min_rows || rows > spec.max_rows.value_or(rows) || bucket.longest < spec.min_new_tokens) continue;
-    const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, sequences); };
+    const bool fits = rows >= spec.min_rows && rows <= spec.max_rows.value_or(rows) && bucket.sequences >= spec.min_sequences &&
+                      bucket.sequences <= spec.max_sequences.value_or(bucket.sequences) && bucket.longest >= spec.min_new_tokens;
+    if (!fits) continue;
+    const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, bucket.sequences); };
     void* arguments[] = {const_cast<cuda::Call*>(&step.call)};
     gpu_.check(gpu_.api().launch(function, extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
                                  static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), arguments, nullptr),

@@ -1,6 +1,6 @@
 // Replays a plan on a GPU, or on an emulated one: a CUDA graph for each bucket of steps.
 //
-// A graph is captured for a number of tokens and of wanted logit rows, powers of two or the limits, when a step first needs it; the
+// A graph is captured for numbers of tokens, wanted logit rows and sequences, powers of two or the limits, when a step first needs it; the
 // step's real numbers, and all it is about, lie in one piece of device memory that is copied before the graph is launched. Launches
 // that only steps with longer sequences need are in graphs of their own. The graphs used longest ago are let go.
 #pragma once
@@ -37,7 +37,7 @@ class GpuExecutor final : public Executor {
   };
   // Of a step, as graphs tell steps apart. longest: at least so many new tokens has some sequence.
   struct Bucket {
-    int32_t tokens, logit_rows, longest;
+    int32_t tokens, logit_rows, sequences, longest;
     auto operator<=>(const Bucket&) const = default;
   };
   struct Graph {

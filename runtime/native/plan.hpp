@@ -17,10 +17,11 @@ struct OperandSpec {
 
 enum class Device { host, gpu, emulated_gpu };
 
-// blocks = fixed + ceil(times * count / per)
+// blocks = fixed + ceil(times * count / per), and one for each sequence if each_sequence
 struct ExtentSpec {
   enum class Of { nothing, rows, tokens, sequences } of;
   int64_t times, per, fixed;
+  bool each_sequence;
 };
 
 struct LaunchSpec {
@@ -31,6 +32,8 @@ struct LaunchSpec {
   int32_t min_rows;
   std::optional<int32_t> max_rows;
   int32_t min_new_tokens;
+  int32_t min_sequences;
+  std::optional<int32_t> max_sequences;
 };
 
 struct StepSpec {

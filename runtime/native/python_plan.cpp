@@ -28,7 +28,8 @@ std::vector<OperandSpec> operands(nb::handle from, nb::handle buffers) {
 }
 
 ExtentSpec extent(nb::handle from) {
-  ExtentSpec result{ExtentSpec::Of::nothing, get<int64_t>(from, "times"), get<int64_t>(from, "per"), get<int64_t>(from, "fixed")};
+  ExtentSpec result{ExtentSpec::Of::nothing, get<int64_t>(from, "times"), get<int64_t>(from, "per"), get<int64_t>(from, "fixed"),
+                    get<bool>(from, "each_sequence")};
   if (from.attr("of").is_none()) return result;
   const auto of = get<std::string>(from, "of");
   result.of = of == "rows" ? ExtentSpec::Of::rows : of == "tokens" ? ExtentSpec::Of::tokens : ExtentSpec::Of::sequences;
@@ -39,7 +40,9 @@ LaunchSpec launch(nb::handle from) {
   const nb::object grid = from.attr("grid");
   LaunchSpec result{.function = get<std::string>(from, "function"), .threads = get<int32_t>(from, "threads"),
                     .grid = {extent(grid[0]), extent(grid[1]), extent(grid[2])}, .shared_bytes = get<int32_t>(from, "shared_bytes"),
-                    .min_rows = get<int32_t>(from, "min_rows"), .max_rows = std::nullopt, .min_new_tokens = get<int32_t>(from, "min_new_tokens")};
+                    .min_rows = get<int32_t>(from, "min_rows"), .max_rows = std::nullopt, .min_new_tokens = get<int32_t>(from, "min_new_tokens"),
+                    .min_sequences = get<int32_t>(from, "min_sequences"), .max_sequences = std::nullopt};
+  if (!from.attr("max_sequences").is_none()) result.max_sequences = get<int32_t>(from, "max_sequences");
   if (!from.attr("max_rows").is_none()) result.max_rows = get<int32_t>(from, "max_rows");
   return result;
 }

@@ -84,11 +84,13 @@ def run_emulated(
     *,
     rows: int | None = None,
     captured_rows: int | None = None,
+    captured_sequences: int | None = None,
     kv: np.ndarray | None = None,
     seed: int = 0,
     threads: int = 2,
 ) -> None:
-    """Runs the launches that a graph for `captured_rows` (default: as many as there are) has; writes `outputs` in place.
+    """Runs the launches that a graph for `captured_rows` and `captured_sequences` (default: as many as there are) has; writes `outputs`
+    in place.
 
     rows: default the rows of outputs[0]. Raises LaunchError.
     """
@@ -97,7 +99,7 @@ def run_emulated(
     captured = max(rows, captured_rows or 0)
     held = [*map(GuardedMatrix, inputs)], [*map(GuardedMatrix, outputs)], [*map(_guarded_bytes, weights)]
     longest = _longest(batch)
-    counts = {"rows": captured, "tokens": max(captured, batch.num_tokens), "sequences": max(1, batch.num_seqs)}
+    counts = {"rows": captured, "tokens": max(captured, batch.num_tokens), "sequences": max(1, batch.num_seqs, captured_sequences or 0)}
     if isinstance(library, dict):
         return run_on_bench(Bench(library), kernel, held, batch, counts, longest, kv)
     scratch = guarded(kernel.shared_scratch_at(captured), alignment=256)
@@ -111,7 +113,7 @@ def run_emulated(
         scratch=scratch.ctypes.data,
         counters=counters.ctypes.data,
     )
-    for number, launch in enumerate(launches_for(kernel, captured, longest)):
+    for number, launch in enumerate(launches_for(kernel, counts, longest)):
         _launch(library, launch, [extent.at(counts) for extent in launch.grid], call, seed and seed + 1000 * number, threads)
     for output in held[1]:
         output.copy_back()

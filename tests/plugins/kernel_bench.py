@@ -93,7 +93,7 @@ class Bench:
 
     def launch(self, kernel: Kernel, call: Call, counts: Mapping[str, int], longest: int) -> None:
         """The launches of a graph for counts["rows"], into the stream or the capture under way."""
-        for launch in launches_for(kernel, counts["rows"], longest):
+        for launch in launches_for(kernel, counts, longest):
             grid = tuple(extent.at(counts) for extent in launch.grid)
             if all(grid):
                 self.native.launch(self._function(launch), grid, launch.threads, launch.shared_bytes, bytes(call))
@@ -104,5 +104,5 @@ class Bench:
         return self.functions[launch.function]
 
 
-def launches_for(kernel: Kernel, rows: int, longest: int) -> list[Launch]:
-    return [launch for launch in kernel.launches if launch.takes_part(rows, longest)]
+def launches_for(kernel: Kernel, counts: Mapping[str, int], longest: int) -> list[Launch]:
+    return [launch for launch in kernel.launches if launch.takes_part(counts["rows"], counts["sequences"], longest)]

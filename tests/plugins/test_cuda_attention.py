@@ -31,14 +31,14 @@ def lowered(storage=F32):
     return kernels, compile_emulated(kernels.values())
 
 
-def check(name, parts_of_steps, seed, captured_rows=None):
+def check(name, parts_of_steps, seed, captured_sequences=None):
     kernels, library = lowered()
     sequences = Sequences(SHAPES[name], LENGTHS, seed)
     cache, blocks = new_cache(sequences), new_blocks(sequences, kernels[name], fill=0xFF)
     for parts in parts_of_steps:
         step = sequences.step(parts)
         want = step.meaning(cache)
-        got = step.run_emulated(kernels[name], library, blocks, seed, captured_rows)
+        got = step.run_emulated(kernels[name], library, blocks, seed, captured_sequences)
         torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 
 
@@ -60,9 +60,20 @@ def test_chunks_beside_decodes_and_drafts(name):
     check(name, steps, 1)
 
 
-@pytest.mark.parametrize("captured_rows", [1, 2, 8, 300])
-def test_any_number_of_splits_gives_the_same(captured_rows):
-    check("wide", [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_rows)
+@pytest.mark.parametrize("captured_sequences", [1, 2, 8, 128, 512])
+def test_any_number_of_splits_gives_the_same(captured_sequences):
+    check("wide", [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_sequences)
+
+
+def test_many_sequences_of_which_few_prefill():
+    """More than a warp looks at once, prompts first, last and in the middle."""
+    kernels, library = lowered()
+    lengths = [90, *[3] * 40, 70, *[2] * 30, 33]
+    sequences = Sequences(SHAPES["rotary"], lengths, 4)
+    cache, blocks = new_cache(sequences), new_blocks(sequences, kernels["rotary"], fill=0xFF)
+    step = sequences.step([(i, 0, n) for i, n in enumerate(lengths)])
+    want = step.meaning(cache)
+    torch.testing.assert_close(step.run_emulated(kernels["rotary"], library, blocks, 4), want, rtol=2e-2, atol=2e-2)
 
 
 def test_declines():

@@ -48,6 +48,8 @@ def test_a_sound_plan_passes(manifest):
         (lambda m: with_launch(m, min_rows=3), "launches: none for 1 rows"),
         (lambda m: with_launch(m, max_rows=3), "launches: none for 4 rows"),
         (lambda m: with_launch(m, min_new_tokens=2), "launches: none for 1 rows"),
+        (lambda m: with_launch(m, min_sequences=2), "launches: none for 1 rows"),
+        (lambda m: with_launch(m, max_sequences=2), "launches: none for 1 rows"),
         (lambda m: with_launch(m, function="rm -rf"), "function: 'rm -rf', expected a C identifier"),
         (lambda m: with_launch(m, threads=100), "threads: 100, expected whole warps, at most 1024"),
         (lambda m: with_launch(m, threads=2048), "threads: 2048"),

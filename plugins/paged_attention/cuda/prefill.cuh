@@ -18,13 +18,24 @@ struct RowTile {
   int first_row, count;
 };
 
-// The tile of a number, in the order of sequences; count is 0 beyond the last. The same in all threads.
+// The tile of a number, in the order of sequences; count is 0 beyond the last. Each warp looks by itself, at 32 sequences at a time.
 template <class S> inline RowTile row_tile(const Batch& batch, int number) {
-  for (int seq = 0; seq < batch.num_seqs; ++seq) {
-    const Sequence of = sequence_of(batch, seq);
-    const int rows = of.count * Layout<S>::group, tiles = rows > tile_rows ? (rows + prefill_rows - 1) / prefill_rows : 0;
-    if (number < tiles) return {of, number * prefill_rows, min(prefill_rows, rows - number * prefill_rows)};
-    number -= tiles;
+  for (int first = 0; first < batch.num_seqs; first += 32) {
+    const int seq = first + lane();
+    const int rows = seq < batch.num_seqs ? (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) * Layout<S>::group : 0;
+    const int tiles = rows > tile_rows ? (rows + prefill_rows - 1) / prefill_rows : 0;
+    int until = tiles;  // with those of the sequences before
+#pragma unroll
+    for (int back = 1; back < 32; back *= 2) {
+      const int before = __shfl_sync(~0u, until, max(lane() - back, 0));
+      if (lane() >= back) until += before;
+    }
+    if (const uint32_t beyond = __ballot_sync(~0u, number < until)) {
+      const int found = __ffs(beyond) - 1, begin = __shfl_sync(~0u, until - tiles, found), of_rows = __shfl_sync(~0u, rows, found);
+      const int first_row = (number - begin) * prefill_rows;
+      return {sequence_of(batch, first + found), first_row, min(prefill_rows, of_rows - first_row)};
+    }
+    number -= __shfl_sync(~0u, until, 31);
   }
   return {{}, 0, 0};
 }
