@@ -62,7 +62,8 @@ def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
     """Why this build goes without a measurement, None if it does not."""
     if recipe.verify.when == "never":
         return "verify.when is never"
-    if recipe.target in GPUS and num_parameters(checkpoint) > MOST_EMULATED and recipe.verify.when == "auto":
+    must_emulate = recipe.target in GPUS and not gpu.is_here(recipe.target)
+    if must_emulate and num_parameters(checkpoint) > MOST_EMULATED and recipe.verify.when == "auto":
         return f"emulating a GPU with {num_parameters(checkpoint) / 1e9:.1f} billion parameters takes hours"
     needed, available = 4 * num_parameters(checkpoint), available_bytes()
     if recipe.verify.when == "auto" and needed >= MEMORY_SHARE * available:
@@ -93,7 +94,7 @@ def accuracy_parts(described: Manifest, checkpoint: Checkpoint, windows: np.ndar
         "slipway": source_digest("compiler/verify.py"),
         "runtime": runtime_digest(),
         "libraries": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
-        "machine": f"{processor()}, {usable_cores()} cores",
+        "machine": f"{processor()}, {usable_cores()} cores{', a GPU' * (described.target.is_gpu and gpu.is_here(described.target.kind))}",
     }
 
 
@@ -154,20 +155,21 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:
         tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
         np.save(tokens, windows)
         command = [sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)]
-        done = subprocess.run(command, capture_output=True, text=True, env=_emulating())
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(engine))
         if done.returncode:
             raise InternalError(f"the engine just built does not run:\n{done.stderr[-4000:]}")
         return np.load(logits)
 
 
-def _emulating() -> dict[str, str]:
-    """The environment of a process that emulates GPUs."""
-    return {gpu.VARIABLE: "emulated", **os.environ}
+def _environment(engine: pathlib.Path) -> dict[str, str]:
+    """Of a process that runs the engine: where its GPU is not here, the GPU is emulated."""
+    target = Manifest.read(engine).target
+    return {**os.environ} if not target.is_gpu or gpu.is_here(target.kind) else {gpu.VARIABLE: "emulated", **os.environ}
 
 
 def try_loading(engine: pathlib.Path) -> None:
     """Loads the engine in a process of the runtime alone: what the runtime would refuse is not published."""
-    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True, env=_emulating())
+    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True, env=_environment(engine))
     if done.returncode:
         raise InternalError(f"the engine just built does not load:\n{done.stderr[-4000:]}")
 

@@ -32,6 +32,14 @@ def check(target: Target, where: str) -> None:
         raise MachineError(where, f"built for {target.kind}; {name} is sm{capability}", hint=hint)
 
 
+def is_here(kind: str) -> bool:
+    """Whether the first GPU of this machine runs engines of the kind."""
+    try:
+        return runs_on(kind, _first_gpu(kind)[1])
+    except MachineError:
+        return False
+
+
 def runs_on(kind: str, capability: int) -> bool:
     """Code for a GPU runs on later ones of its generation."""
     built = int(kind.removeprefix("sm"))

@@ -159,7 +159,8 @@ template <int tiles, int inputs, class Scale> struct Fp4 {
   Raw load(int tile, int chunk) const {
     Raw raw;
     raw.words = load_half_bytes<inputs>(codes_, tile, chunk);
-    const std::byte* at = reinterpret_cast<const std::byte*>(scales() + tiles * tile_rows) + ((int64_t{tile} * chunks_of(inputs) + chunk) * tile_rows + lane() / 4) * groups;
+    const int64_t output = (int64_t{tile} * chunks_of(inputs) + chunk) * tile_rows + lane() / 4;
+    const std::byte* at = reinterpret_cast<const std::byte*>(scales() + tiles * tile_rows) + output * groups;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if constexpr (groups == 4)

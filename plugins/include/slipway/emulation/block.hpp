@@ -1,9 +1,9 @@
 // A block of CUDA threads on one thread of the host: a fiber each, run in an order that a seed shuffles.
 //
 // A warp runs until each of its threads waits for others or has ended, then another one does, of this block or of others that are
-// resident with it: what lacks a barrier reads what is not written yet, with some seed. Shared memory holds NaN when a block begins and ends at a page nobody may touch. What hardware
-// leaves undefined is an error here: threads of a warp that meet at different operations, barriers that not all of a block reach,
-// copies that are read before they were waited for (async_copies.hpp).
+// resident with it: what lacks a barrier reads what is not written yet, with some seed. Shared memory holds NaN when a block begins and
+// ends at a page nobody may touch. What hardware leaves undefined is an error here: threads of a warp that meet at different operations,
+// barriers that not all of a block reach, copies that are read before they were waited for (async_copies.hpp).
 #pragma once
 #include <cstdarg>
 #include <cstdio>
