@@ -54,7 +54,7 @@ def cards_for(target: str) -> list[Card]:
 def card_for(target: str, name: str | None) -> Card:
     """name: None for the first. Raises UserError for one that does not run the target's engines, or of which nothing is known."""
     fitting = cards_for(target)
-    found = next((card for card in fitting if name in (None, card.name)), None)
+    found = next((card for card in fitting if name is None or name.lower() == card.name), None)
     if found is None:
         raise UserError("--card", f"{name or 'none'} with an engine for {target}", ", ".join(card.name for card in fitting) or "one in the table: none has this target")
     return found

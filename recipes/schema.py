@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, t
 
 WeightType = Literal["bf16", "int8", "int4", "fp8", "nvfp4", "mxfp4"]
 GPU_WEIGHTS = ("fp8", "nvfp4", "mxfp4")
+CARD_TARGETS = {"a100": "sm80", "l40s": "sm89", "h100": "sm90", "h200": "sm90", "b200": "sm100", "rtx-pro-6000": "sm120"}  # as compiler/cards.py
 WIDER_HEADS = {"int4": "int8", "nvfp4": "fp8", "mxfp4": "fp8"}
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
@@ -224,19 +225,11 @@ class Recipe(Section):
 
     _origin: Origin = PrivateAttr()
 
-    @field_validator("runtime")
+    @field_validator("target", mode="before")
     @classmethod
-    def _runtime(cls, value: Runtime, info: ValidationInfo) -> Runtime:
-        if value.deterministic and info.data.get("target", "cpu") != "cpu":
-            raise rule("deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has", "false", "runtime.deterministic: false")
-        return value
-
-    @field_validator("precision")
-    @classmethod
-    def _precision(cls, value: Precision, info: ValidationInfo) -> Precision:
-        on_gpus = [w for w in (value.weights, value.lm_head, *(o.weights for o in value.overrides)) if w in GPU_WEIGHTS]
-        if on_gpus and info.data.get("target") == "cpu":
-            raise rule(f"{on_gpus[0]} weights have kernels for GPUs alone", "bf16, int8 or int4 for target: cpu")
+    def _target(cls, value: Any) -> Any:
+        if isinstance(value, str) and (target := CARD_TARGETS.get(value.lower())):
+            raise rule(f"{value!r} is a card", "its compute capability", f"target: {target}")
         return value
 
     @property
@@ -268,4 +261,25 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         UserErrors.check(translate(error, Recipe, document))
         raise
     recipe._origin = Origin(path, document)
+    UserErrors.check(list(_target_problems(recipe)))
     return recipe
+
+
+def _target_problems(recipe: Recipe) -> Iterator[UserError]:
+    """What the recipe asks for and its target has no kernels for."""
+    precision = recipe.precision
+    if recipe.target == "cpu":
+        stated = {("precision", "weights"): precision.weights, ("precision", "lm_head"): precision.lm_head}
+        stated |= {("precision", "overrides", i, "weights"): override.weights for i, override in enumerate(precision.overrides)}
+        for key, weights in stated.items():
+            if weights in GPU_WEIGHTS:
+                yield recipe.error(key, f"{weights} weights have kernels for GPUs alone", "bf16, int8 or int4 for target: cpu")
+                return
+        return
+    if precision.kv_cache != "bf16":
+        yield recipe.error(("precision", "kv_cache"), f"{precision.kv_cache} keys and values have kernels for CPUs alone", "bf16 for a GPU", "kv_cache: bf16")
+    if recipe.runtime.deterministic:
+        yield recipe.error(("runtime", "deterministic"), "kernels for GPUs sum in an order that depends on how many tokens a step has", "false for a GPU",
+                           "deterministic: false")
+    if recipe.cpu != Cpu():
+        yield recipe.error(("cpu",), f"choices for a CPU, and target is {recipe.target}", None, "leave cpu out")

@@ -14,7 +14,7 @@ def emulation(target: Target, asked: bool | None) -> int | None:
     """The seed of the emulation, None to run without one. asked: None leaves it to SLIPWAY_DEVICE, which speaks of GPU engines alone."""
     text = os.environ.get(VARIABLE, "")
     kind, _, seed = text.partition(":")
-    if text and (kind != "emulated" or (seed and not seed.isdigit())):
+    if text and (kind != "emulated" or (":" in text and not seed.isdigit())):
         raise EngineError(f"environment: {VARIABLE}", repr(text), "emulated, or emulated:SEED to shuffle threads")
     if asked and not target.is_gpu:
         raise EngineError("emulation", f"the engine is built for {target.kind}", "an engine for a GPU", "leave --emulate out")
@@ -25,7 +25,7 @@ def emulation(target: Target, asked: bool | None) -> int | None:
 
 def check(target: Target, where: str) -> None:
     """Raises MachineError if there is no GPU here that runs the target's kernels."""
-    name, capability, _ = _first_gpu(where)
+    name, capability, _ = _first_gpu(where, target.kind)
     if not runs_on(target.kind, capability):
         fitting = [kind for kind in GPU_KINDS if runs_on(kind, capability)]
         hint = f"build it again with target: {fitting[-1]}" if fitting else "no target fits it; --emulate runs the engine on the CPU, slowly"
@@ -35,7 +35,7 @@ def check(target: Target, where: str) -> None:
 def is_here(kind: str) -> bool:
     """Whether the first GPU of this machine runs engines of the kind."""
     try:
-        return runs_on(kind, _first_gpu(kind)[1])
+        return runs_on(kind, _first_gpu(kind, kind)[1])
     except MachineError:
         return False
 
@@ -48,14 +48,14 @@ def runs_on(kind: str, capability: int) -> bool:
 
 def available_bytes() -> int:
     """Free memory of the GPU."""
-    return _first_gpu("GPU")[2]
+    return _first_gpu("memory", "a GPU")[2]
 
 
-def _first_gpu(where: str) -> tuple[str, int, int]:
+def _first_gpu(where: str, wanted: str) -> tuple[str, int, int]:
     """Name, compute capability as in sm90, free bytes."""
     from slipway.runtime import _native
 
     try:
         return _native.first_gpu()
     except RuntimeError as error:
-        raise MachineError(where, f"built for a GPU: {error}", hint="--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly") from None
+        raise MachineError(where, f"built for {wanted}: {error}", hint="--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly") from None

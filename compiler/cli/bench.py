@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import click
 
 from slipway.compiler.cli.capacity import check_load
-from slipway.compiler.cli.options import Loading, json_option, loading_options
+from slipway.compiler.cli.options import Loading, json_option, loading_options, refuse_emulation
 from slipway.compiler.cli.steps import Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.errors import UserError
@@ -133,6 +133,7 @@ def measure(loading: Loading, asked: dict, rounds: int) -> Bench:
     from slipway.runtime.manifest import Manifest
 
     manifest = Manifest.read(loading.path)
+    refuse_emulation("bench", manifest, loading)
     Load.within(Capacity.of(manifest, loading.kv_tokens), **asked)  # refuses what it can before anything is loaded
     with loading.engine() as engine:  # one that does not load is told of here; weights come into the page cache
         load = Load.within(Capacity.of(manifest, engine.kv_tokens), **asked)

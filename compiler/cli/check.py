@@ -24,6 +24,7 @@ Examples:
 def check(context: click.Context, loading: Loading, as_json: bool) -> None:
     """Say in one sentence whether ENGINE, an engine directory, loads here, or why not."""
     from slipway.runtime.errors import EngineError
+    from slipway.runtime.gpu import emulation
     from slipway.runtime.manifest import Manifest
 
     try:
@@ -34,5 +35,6 @@ def check(context: click.Context, loading: Loading, as_json: bool) -> None:
             raise
         print_json({"loads": False, "reason": str(error)})
         context.exit(2)
-    sentence = f"{loading.path}: loads here: {manifest.model} for {manifest.target.kind} ({manifest.target.isa})"
+    emulated = ", by emulation on the CPU" if emulation(manifest.target, loading.emulate) is not None else ""
+    sentence = f"{loading.path}: loads here{emulated}: {manifest.model} for {manifest.target.kind} ({manifest.target.isa})"
     print_json({"loads": True, "reason": None}) if as_json else click.echo(sentence)

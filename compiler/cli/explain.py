@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 
 from slipway.compiler.cli.capacity import check_load
-from slipway.compiler.cli.options import Loading, json_option, loading_options
+from slipway.compiler.cli.options import Loading, json_option, loading_options, refuse_emulation
 from slipway.compiler.cli.steps import StepGroup, Work, group_steps
 from slipway.compiler.cli.tables import print_json, table
 from slipway.compiler.errors import UserError
@@ -55,13 +55,12 @@ class Line:
 @json_option
 def explain(loading: Loading, batch: int, context: int | None, measure: bool, card: str | None, as_json: bool) -> None:
     """Show where the time of one decoding step of ENGINE, an engine directory, goes."""
-    from slipway.runtime.gpu import emulation
     from slipway.runtime.manifest import Manifest
     from slipway.runtime.step_times import tokens_to_measure
 
     manifest = Manifest.read(loading.path)
-    if measure and emulation(manifest.target, loading.emulate) is not None:
-        raise UserError("--measure", "times of an emulated GPU, which say nothing of a real one", "a GPU", "leave --measure out: what is allowed needs none")
+    if measure:
+        refuse_emulation("--measure", manifest, loading)
     capacity = Capacity.of(manifest, loading.kv_tokens)
 
     def new_tokens(context: int) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from slipway.compiler.errors import UserError
+
 FOLDER = click.Path(path_type=Path)
 
 engine_argument = click.argument("engine", type=FOLDER)
@@ -60,6 +62,14 @@ class Loading:
     def options(self) -> dict[str, Any]:
         """What Engine.load takes beside the path."""
         return {"threads": self.threads, "kv_tokens": self.kv_tokens, "verify": self.verify, "emulate": self.emulate}
+
+
+def refuse_emulation(where: str, manifest, loading: Loading) -> None:
+    """Raises UserError where times would be those of an emulated GPU."""
+    from slipway.runtime.gpu import emulation
+
+    if emulation(manifest.target, loading.emulate) is not None:
+        raise UserError(where, "times of an emulated GPU say nothing of a real one", "a GPU", "slipway explain says what a card's limits allow, without one")
 
 
 def loading_options(command: Callable) -> Callable:

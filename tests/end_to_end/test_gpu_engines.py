@@ -110,7 +110,7 @@ def test_a_directory_names_its_gpu_and_holds_its_code(engine_directory):
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")
 def test_without_a_gpu_it_says_how_to_run_it_all_the_same(engine_directory, monkeypatch):
     monkeypatch.delenv("SLIPWAY_DEVICE", raising=False)
-    with pytest.raises(MachineError, match="built for a GPU: .*--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly"):
+    with pytest.raises(MachineError, match="built for sm90: .*--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly"):
         Engine.load(engine_directory)
 
 
@@ -125,8 +125,11 @@ def test_explain_predicts_for_a_card_without_a_gpu(engine_directory):
     assert 0 < allowed[0] < allowed[1]
     refused = slipway("explain", engine_directory, "--card", "a100")
     assert (refused.returncode, refused.stderr) == (2, "--card: a100 with an engine for sm90; expected h200, h100\n")
-    refused = slipway("explain", engine_directory, "--measure", "--emulate")
-    assert refused.returncode == 2 and "times of an emulated GPU, which say nothing of a real one" in refused.stderr
+    for command in (["explain", engine_directory, "--measure"], ["bench", engine_directory]):
+        refused = slipway(*command, "--emulate")
+        assert refused.returncode == 2 and "times of an emulated GPU say nothing of a real one" in refused.stderr
+    checked = slipway("check", engine_directory, "--emulate")
+    assert checked.returncode == 0 and "loads here, by emulation on the CPU: demo-llama for sm90" in checked.stdout
 
 
 def test_a_dry_run_predicts_for_every_card_of_the_target(tmp_path):

@@ -74,10 +74,14 @@ def test_recipes_are_frozen(write):
          "r.yaml:7: precision.group_size: only int4 weights have groups\nhint: remove it, or --set the key to null"),
         (GOOD.replace("int4", "in8"), "r.yaml:6: precision.weights: 'in8'; expected bf16, int8, int4, fp8, nvfp4 or mxfp4\nhint: did you mean 'int8'?"),
         (GOOD.replace("int4", "fp8").replace("  group_size: 64\n", ""),
-         "r.yaml:5: precision: fp8 weights have kernels for GPUs alone; expected bf16, int8 or int4 for target: cpu"),
+         "r.yaml:6: precision.weights: fp8 weights have kernels for GPUs alone; expected bf16, int8 or int4 for target: cpu"),
         (GOOD.replace("cpu", "sm90") + "runtime: {deterministic: true}\n",
-         "r.yaml:10: runtime: deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has; expected false"
-         "\nhint: runtime.deterministic: false"),
+         "r.yaml:10: runtime.deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has; expected false for a GPU"
+         "\nhint: deterministic: false"),
+        (GOOD.replace("cpu", "sm90").replace("limits", "  kv_cache: int8\nlimits"),
+         "r.yaml:8: precision.kv_cache: int8 keys and values have kernels for CPUs alone; expected bf16 for a GPU\nhint: kv_cache: bf16"),
+        (GOOD.replace("cpu", "sm90") + "cpu: {isa: avx2}\n", "r.yaml:10: cpu: choices for a CPU, and target is sm90\nhint: leave cpu out"),
+        (GOOD.replace("cpu", "H100"), "r.yaml:4: target: 'H100' is a card; expected its compute capability\nhint: target: sm90"),
         (GOOD.replace("cpu", "sm9"), "r.yaml:4: target: 'sm9'; expected cpu, sm80, sm86, sm89, sm90, sm100 or sm120\nhint: did you mean 'sm90'?"),
         (GOOD.replace("128", '"128"'), "r.yaml:9: limits.max_sequence_length: '128'; expected a whole number from 2 to 1073741824"),
         (GOOD.replace("128", "true"), "r.yaml:9: limits.max_sequence_length: true; expected a whole number from 2 to 1073741824"),

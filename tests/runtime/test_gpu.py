@@ -87,7 +87,7 @@ def test_who_asks_for_emulation(monkeypatch, text, asked, target, seed):
     assert gpu.emulation(target, asked) == seed
 
 
-@pytest.mark.parametrize("text", ["cuda", "emulated:x", "emulated:-1", "emulate"])
+@pytest.mark.parametrize("text", ["cuda", "emulated:", "emulated:x", "emulated:-1", "emulate"])
 def test_other_devices_are_refused(monkeypatch, text):
     monkeypatch.setenv(gpu.VARIABLE, text)
     with pytest.raises(EngineError, match="SLIPWAY_DEVICE: .*, expected emulated, or emulated:SEED to shuffle threads"):
@@ -105,12 +105,12 @@ def test_a_cpu_engine_is_not_emulated():
      ("sm80", 75, "no target fits it; --emulate"), ("sm100", 120, "build it again with target: sm120")],
 )  # fmt: skip
 def test_another_gpu_is_refused(monkeypatch, kind, capability, hint):
-    monkeypatch.setattr(gpu, "_first_gpu", lambda where: ("a card", capability, 0))
+    monkeypatch.setattr(gpu, "_first_gpu", lambda *_: ("a card", capability, 0))
     with pytest.raises(MachineError, match=f"built for {kind}; a card is sm{capability}.*{re.escape(hint)}"):
         gpu.check(Target(kind, "", ()), "engine")
 
 
 @pytest.mark.parametrize("kind, capability", [("sm80", 80), ("sm80", 86), ("sm80", 89), ("sm86", 89), ("sm90", 90), ("sm100", 103), ("sm120", 121)])
 def test_later_gpus_of_a_generation_run_it(monkeypatch, kind, capability):
-    monkeypatch.setattr(gpu, "_first_gpu", lambda where: ("a card", capability, 0))
+    monkeypatch.setattr(gpu, "_first_gpu", lambda *_: ("a card", capability, 0))
     gpu.check(Target(kind, "", ()), "engine")
