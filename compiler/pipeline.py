@@ -273,7 +273,7 @@ def _make(job: Build, planned: PlannedGraph, why: bool, unverified: str | None) 
             files = described.files | {"verify.json": manifest.hash_file(draft / "verify.json")}
             dataclasses.replace(described, files=files).write(draft)
         with job.progress.stage("load"):
-            verify.try_loading(draft)
+            verify.try_loading(draft, job.recipe.target)
     memory = _memory(job, planned, sum({p.digest: p.bytes for p in packed.values()}.values()))
     return BuildReport(job.out, False, why, memory, [], job.cache.records, _segment_reasons(planned), accuracy, unverified,
                        has_tokenizer=tokenizer_files.has_tokenizer(job.checkpoint))  # fmt: skip

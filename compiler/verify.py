@@ -75,7 +75,7 @@ def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: 
     """The engine's accuracy. Raises UserError on a miss."""
     windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length)
     parts = accuracy_parts(Manifest.read(engine), checkpoint, windows, identities)
-    measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows))))
+    measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows, recipe.target))))
     accuracy = Accuracy(**json.loads(measured.read_text()), limit=recipe.verify.kl)
     if not accuracy.kl <= accuracy.limit:
         raise recipe.error(("verify", "kl"), f"the engine misses its accuracy: KL {accuracy.kl:.2g} nats a token", f"at most {accuracy.limit:g}",
@@ -115,9 +115,9 @@ def token_windows(checkpoint: Checkpoint, max_sequence_length: int) -> np.ndarra
     return np.minimum(ids[: count * length], vocab - 1).reshape(count, length)
 
 
-def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray) -> dict[str, Any]:
+def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray, target: str) -> dict[str, Any]:
     reference = torch.log_softmax(_reference_logits(checkpoint, windows), -1)
-    found = torch.log_softmax(torch.from_numpy(engine_logits(engine, windows)), -1)
+    found = torch.log_softmax(torch.from_numpy(engine_logits(engine, windows, target)), -1)
     kl = (reference.exp() * (reference - found)).sum(-1)
     nexts = torch.from_numpy(windows[:, 1:].astype(np.int64))[..., None]
     surprise = [logprobs[:, :-1].gather(-1, nexts).mean() for logprobs in (reference, found)]
@@ -149,27 +149,26 @@ def _without_bars() -> Iterator[None]:
             enable_progress_bar()
 
 
-def engine_logits(engine: pathlib.Path, windows: np.ndarray) -> np.ndarray:
+def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.ndarray:
     """f32 [windows, tokens, vocab]: what the engine says after each token, from a process of the runtime alone."""
     with tempfile.TemporaryDirectory() as folder:
         tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
         np.save(tokens, windows)
         command = [sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(engine))
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(target))
         if done.returncode:
             raise InternalError(f"the engine just built does not run:\n{done.stderr[-4000:]}")
         return np.load(logits)
 
 
-def _environment(engine: pathlib.Path) -> dict[str, str]:
-    """Of a process that runs the engine: where its GPU is not here, the GPU is emulated."""
-    target = Manifest.read(engine).target
-    return {**os.environ} if not target.is_gpu or gpu.is_here(target.kind) else {gpu.VARIABLE: "emulated", **os.environ}
+def _environment(target: str) -> dict[str, str]:
+    """Of a process that runs an engine for the target: a GPU that is not here is emulated."""
+    return {**os.environ} if target not in GPUS or gpu.is_here(target) else {gpu.VARIABLE: "emulated", **os.environ}
 
 
-def try_loading(engine: pathlib.Path) -> None:
+def try_loading(engine: pathlib.Path, target: str) -> None:
     """Loads the engine in a process of the runtime alone: what the runtime would refuse is not published."""
-    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True, env=_environment(engine))
+    done = subprocess.run([sys.executable, "-m", "slipway.runtime.trial", str(engine)], capture_output=True, text=True, env=_environment(target))
     if done.returncode:
         raise InternalError(f"the engine just built does not load:\n{done.stderr[-4000:]}")
 
