@@ -36,7 +36,7 @@ from slipway.runtime.manifest import Manifest
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
 WINDOW = 256  # tokens
-WINDOWS = 8
+WINDOWS, WINDOWS_EMULATED = 8, 2
 LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers")
 LARGE_MODEL_PARAMETERS = 100_000_000  # from here on one window must do: float32 in torch is slow
 MOST_EMULATED = 2_000_000_000  # parameters of a model for a GPU that is emulated: about a nanosecond each for a token
@@ -73,7 +73,8 @@ def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
 
 def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: StageCache, identities: Identities) -> Accuracy:
     """The engine's accuracy. Raises UserError on a miss."""
-    windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length)
+    is_emulated = recipe.target in GPUS and not gpu.is_here(recipe.target)
+    windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length, WINDOWS_EMULATED if is_emulated else WINDOWS)
     parts = accuracy_parts(Manifest.read(engine), checkpoint, windows, identities)
     measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows, recipe.target))))
     accuracy = Accuracy(**json.loads(measured.read_text()), limit=recipe.verify.kl)
@@ -102,10 +103,10 @@ def num_parameters(checkpoint: Checkpoint) -> int:
     return sum(math.prod(checkpoint.info(name).shape) for name in checkpoint)
 
 
-def token_windows(checkpoint: Checkpoint, max_sequence_length: int) -> np.ndarray:
+def token_windows(checkpoint: Checkpoint, max_sequence_length: int, most: int = WINDOWS) -> np.ndarray:
     """Token ids int32 [windows, tokens] of the fixed text; random ones for a checkpoint without a tokenizer."""
     length = min(WINDOW, max_sequence_length)
-    count = WINDOWS if num_parameters(checkpoint) < LARGE_MODEL_PARAMETERS else 1
+    count = most if num_parameters(checkpoint) < LARGE_MODEL_PARAMETERS else 1
     path, vocab = checkpoint.directory / "tokenizer.json", checkpoint.config.vocab_size
     if path.exists():
         ids = np.array(Tokenizer.from_file(str(path)).encode(TEXT.read_text()).ids, np.int32)
