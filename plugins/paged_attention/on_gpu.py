@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slipway.compiler.target import Target
+from slipway.compiler.target import GPUS, Target
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE, Arguments
 from slipway.plugins.plugin import ONE, Extent, Launch
 from slipway.quantization.formats import KV_BF16, KvFormat
@@ -14,6 +14,7 @@ PREPARE_THREADS = PREFILL_THREADS = DECODE_THREADS = 128
 WARPS, STAGES = 4, 2
 MOST_SPLITS = 32
 BLOCKS_A_MULTIPROCESSOR = 2  # wanted of decode, so that enough bytes are under way
+MOST_BLOCKS = BLOCKS_A_MULTIPROCESSOR * max(gpu.multiprocessors for gpu in GPUS.values())
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class GpuAttention:
 
     @property
     def shared_scratch(self) -> int:
-        """What splits come to. Their number is such that twice as many blocks as the GPU is to have are not reached."""
-        return 2 * self._wanted_blocks * self._partial_bytes
+        """What splits come to. Their number is such that twice as many blocks as a GPU is to have are not reached. The same for all GPUs,
+        and so is the source of the kernels.
+        """
+        return 2 * MOST_BLOCKS * self._partial_bytes
 
     @property
     def shared_scratch_per_row(self) -> int:
@@ -56,7 +59,7 @@ class GpuAttention:
     @property
     def counters(self) -> int:
         """For each sequence and KV head whose blocks are split."""
-        return self._wanted_blocks
+        return MOST_BLOCKS
 
     def launches(self, symbol: str) -> tuple[Launch, ...]:
         a = self.arguments

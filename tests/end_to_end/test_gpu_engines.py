@@ -1,5 +1,6 @@
 """Engines for GPUs, whole: they say what transformers says with the weights as they hold them. In emulation; with --gpu, on the GPU here."""
 
+import functools
 import json
 import os
 import shutil
@@ -48,10 +49,11 @@ def choose_device(monkeypatch, seed):
         monkeypatch.setenv("SLIPWAY_DEVICE", f"emulated:{seed}")
 
 
-def held_by(name, overrides):
-    """(path, weight of a linear) -> what an engine of the recipe multiplies with."""
-    precision = schema.load(catalog.find(name), overrides).precision
-    return lambda path, weight: formats.round_trip(weight, formats.parse(*precision.of(path)), rungs=False)
+@functools.cache
+def reference_of(model, precision):
+    """What transformers says with each linear's weight as an engine of that precision multiplies with it."""
+    held = lambda path, weight: formats.round_trip(weight, formats.parse(*precision.of(path)), rungs=False)  # noqa: E731
+    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, held)
 
 
 @pytest.mark.parametrize("name, overrides", ENGINES, ids=lambda part: part if isinstance(part, str) else "-".join(p.split("=")[1] for p in part))
@@ -61,7 +63,7 @@ def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, monkeypatch, 
     assert json.loads((directory / "verify.json").read_text())["tokens"] >= 512
     prompts = prompts_of(model, PROMPTS, PROMPT_TOKENS)
     with Engine.load(directory) as engine:
-        check_greedy(engine, prompts, *reference(model, prompts, NEW_TOKENS, held_by(name, overrides)))
+        check_greedy(engine, prompts, *reference_of(model, schema.load(catalog.find(name), overrides).precision))
 
 
 @pytest.fixture
