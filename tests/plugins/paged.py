@@ -154,12 +154,13 @@ class Step:
         )
         return Result(out, seconds)
 
-    def run_emulated(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, seed: int, captured_sequences: int | None = None) -> torch.Tensor:
+    def run_emulated(self, kernel: Kernel, library: ctypes.CDLL, kv: np.ndarray, seed: int, captured_sequences: int | None = None,
+                     threads: int = 2) -> torch.Tensor:
         """As `run`, of a kernel for a GPU."""
         s, weights = self.sequences.shape, self.packed_weights(kernel)
         out = torch.full((len(self.rows), s.num_heads * s.head_dim), torch.nan, dtype=kernel.output_dtypes[0])
         batch = make_batch(**self._batch())
-        run_emulated(library, kernel, self._split(), [out], weights, batch, kv=kv, seed=seed, captured_sequences=captured_sequences)
+        run_emulated(library, kernel, self._split(), [out], weights, batch, kv=kv, seed=seed, captured_sequences=captured_sequences, threads=threads)
         return out
 
     def _batch(self) -> dict[str, np.ndarray]:

@@ -200,7 +200,7 @@ class Block {
   }
 
  private:
-  static constexpr size_t most_resident = 4;
+  static constexpr size_t most_resident = 8;
 
   Block() = default;
 
