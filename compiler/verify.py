@@ -62,8 +62,7 @@ def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
     """Why this build goes without a measurement, None if it does not."""
     if recipe.verify.when == "never":
         return "verify.when is never"
-    must_emulate = recipe.target in GPUS and not gpu.is_here(recipe.target)
-    if must_emulate and num_parameters(checkpoint) > MOST_EMULATED and recipe.verify.when == "auto":
+    if _is_emulated(recipe.target) and num_parameters(checkpoint) > MOST_EMULATED and recipe.verify.when == "auto":
         return f"emulating a GPU with {num_parameters(checkpoint) / 1e9:.1f} billion parameters takes hours"
     needed, available = 4 * num_parameters(checkpoint), available_bytes()
     if recipe.verify.when == "auto" and needed >= MEMORY_SHARE * available:
@@ -73,8 +72,7 @@ def declined(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
 
 def verify(recipe: Recipe, checkpoint: Checkpoint, engine: pathlib.Path, cache: StageCache, identities: Identities) -> Accuracy:
     """The engine's accuracy. Raises UserError on a miss."""
-    is_emulated = recipe.target in GPUS and not gpu.is_here(recipe.target)
-    windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length, WINDOWS_EMULATED if is_emulated else WINDOWS)
+    windows = token_windows(checkpoint, Manifest.read(engine).limits.max_sequence_length, WINDOWS_EMULATED if _is_emulated(recipe.target) else WINDOWS)
     parts = accuracy_parts(Manifest.read(engine), checkpoint, windows, identities)
     measured = cache.fetch("accuracy", recipe.model, parts, lambda out: out.write_text(json.dumps(_measure(checkpoint, engine, windows, recipe.target))))
     accuracy = Accuracy(**json.loads(measured.read_text()), limit=recipe.verify.kl)
@@ -162,9 +160,14 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
         return np.load(logits)
 
 
+def _is_emulated(target: str) -> bool:
+    """A GPU that is not here is."""
+    return target in GPUS and not gpu.is_here(target)
+
+
 def _environment(target: str) -> dict[str, str]:
-    """Of a process that runs an engine for the target: a GPU that is not here is emulated."""
-    return {**os.environ} if target not in GPUS or gpu.is_here(target) else {gpu.VARIABLE: "emulated", **os.environ}
+    """Of a process that runs an engine for the target."""
+    return {gpu.VARIABLE: "emulated", **os.environ} if _is_emulated(target) else {**os.environ}
 
 
 def try_loading(engine: pathlib.Path, target: str) -> None:

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import ON_GPU, SEEDS, TARGET, compile_emulated, run_emulated
+from emulated_gpu import SEEDS, TARGET, compile_emulated, run_emulated
 from nodes import BF16 as BF16_STORAGE
 from nodes import F32, call_node
 

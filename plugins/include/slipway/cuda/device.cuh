@@ -24,8 +24,6 @@ template <int count> struct alignas(4 * count) Words {
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return as_float(uint32_t{x.bits} << 16); }
-inline float low_half(uint32_t pair) { return as_float(pair << 16); }
-inline float high_half(uint32_t pair) { return as_float(pair & 0xffff0000u); }
 inline void store(float* to, float x) { *to = x; }
 inline void store(bf16* to, float x) { to->bits = round_to_bf16(x); }
 

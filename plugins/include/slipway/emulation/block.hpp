@@ -180,13 +180,6 @@ class Block {
     return slots;
   }
 
-  // Lets others run until `ready` holds, which only they can bring about.
-  template <class Ready> void wait_until(Ready ready) {
-    while (!ready()) yield();
-    ++progress_;
-  }
-  void note_progress() { ++progress_; }
-
   // Ends the launch with a sentence; does not return.
   [[gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
     char text[error_bytes / 2];

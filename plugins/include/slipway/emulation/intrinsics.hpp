@@ -52,7 +52,6 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   return result;
 }
 inline int __ffs(uint32_t bits) { return bits ? std::countr_zero(bits) + 1 : 0; }
-inline int __popc(uint32_t bits) { return std::popcount(bits); }
 
 namespace slipway::cuda {
 
