@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "slipway/emulation/fibers.hpp"
@@ -21,7 +22,6 @@ struct Index {
 };
 
 inline constexpr int warp_size = 32;
-inline constexpr size_t stack_bytes = 256 << 10;
 
 // Numbers that look random (SplitMix64, public domain).
 struct Random {
@@ -58,7 +58,9 @@ struct AsyncCopy {
 };
 
 struct Thread {
-  Fiber fiber{stack_bytes};
+  explicit Thread(std::byte* stack) : fiber(stack) {}
+
+  Fiber fiber;
   Index index;
   int rank = 0;
   bool done = false;
@@ -215,11 +217,14 @@ class Block {
 
   void begin_threads() {
     const size_t count = launch_->block.count();
-    if (threads_.size() < count) threads_.resize(count);
+    if (threads_.size() < count) {
+      threads_.clear();
+      stacks_.emplace(count);
+      for (size_t i = 0; i < count; ++i) threads_.push_back(std::make_unique<Thread>((*stacks_)[i]));
+    }
     warps_.resize((count + warp_size - 1) / warp_size);
     for (Warp& warp : warps_) warp.live = 0, warp.meeting.arrived = 0;
     for (size_t i = 0; i < count; ++i) {
-      if (!threads_[i]) threads_[i] = std::make_unique<Thread>();
       Thread& thread = *threads_[i];
       const auto rank = static_cast<uint32_t>(i);
       const Extent& shape = launch_->block;
@@ -262,6 +267,7 @@ class Block {
     Fiber::arrive(block.scheduler_);
     block.body_(block.launch_->arguments);
     Thread& thread = *self();
+    if (thread.fiber.overflowed()) block.fail("its stack of %zu bytes in the emulation is too small", stack_bytes);
     thread.done = true;
     --block.warp(thread).live;
     ++block.progress_;
@@ -290,6 +296,7 @@ class Block {
   Body body_ = nullptr;
   Index index_;
   Random random_{0};
+  std::optional<Stacks> stacks_;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Warp> warps_;
   std::vector<int> lane_order_;  // those of each warp together
