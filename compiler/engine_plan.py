@@ -36,7 +36,8 @@ def make_plan(planned: PlannedGraph, limits: manifest.Limits, num_blocks: int, l
             cost=asdict(kernel.cost) if kernel else {},
         )
 
-    logits, kernels, needs = resolve(planned.graph.output_nodes()[0]), planned.kernels(), _needs(planned, weights)
+    logits, *drawn = map(resolve, planned.graph.output_nodes())
+    kernels, needs = planned.kernels(), _needs(planned, weights)
     return manifest.Plan(
         arena_bytes=layout.arena_bytes,
         shared_scratch_bytes=max(n.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows) for n in needs.values()),
@@ -49,6 +50,7 @@ def make_plan(planned: PlannedGraph, limits: manifest.Limits, num_blocks: int, l
         kernels=needs,
         steps=tuple(step(i, s) for i, s in enumerate(planned.steps)),
         kv=_kv_cache(kernels, num_blocks),
+        drawn=layout.operand(drawn[0]) if drawn else None,
     )
 
 

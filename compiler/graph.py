@@ -71,8 +71,9 @@ class Graph:
         self._infer(node)
         return node
 
-    def output(self, node: Node) -> None:
-        self.fx.output((node,))
+    def output(self, *nodes: Node) -> None:
+        """The logits, and the tokens drawn from them if the graph draws."""
+        self.fx.output(nodes)
 
     def _first_call(self) -> Node:
         return next((n for n in self.fx.nodes if n.op not in ("placeholder", "get_attr")), self.fx._root)

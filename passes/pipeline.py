@@ -12,6 +12,7 @@ from typing import Protocol
 from slipway.compiler import env, graph_json
 from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
+from slipway.passes.draw_tokens import DrawTokens
 from slipway.passes.drop_dead_nodes import DropDeadNodes
 from slipway.passes.fold_constants import FOLD_CONSTANTS
 from slipway.passes.fuse_add_rms_norm import FuseAddRmsNorm
@@ -48,6 +49,7 @@ PASSES: tuple[Pass, ...] = (
     FuseAddRmsNorm(),
     DropDeadNodes(),
 )
+GPU_PASSES = (*PASSES, DrawTokens())
 
 
 def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES) -> Graph:
@@ -101,5 +103,5 @@ def _write_repro(graph: Graph, left: tuple[Pass, ...], error: Exception) -> path
 def replay(path: pathlib.Path | str) -> Graph:
     """Runs the passes of a repro file on its graph."""
     repro = json.loads(pathlib.Path(path).read_text())
-    known = {name_of(each): each for each in PASSES}
+    known = {name_of(each): each for each in (*PASSES, *GPU_PASSES)}
     return run_passes(graph_json.loads(repro["graph"]), tuple(known[name] for name in repro["passes"]))

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from slipway.compiler.ops import op_name
 from slipway.compiler.target import Target
+from slipway.plugins.draw_tokens import plugin as draw_tokens
 from slipway.plugins.embedding import plugin as embedding
 from slipway.plugins.gated_activation import plugin as gated_activation
 from slipway.plugins.gather_rows import plugin as gather_rows
@@ -24,6 +25,7 @@ PLUGINS: tuple[Plugin, ...] = (
     rms_norm.PLUGIN,
     paged_attention.PLUGIN,
     gather_rows.PLUGIN,
+    draw_tokens.PLUGIN,
 )
 OWNERS = {op: plugin for plugin in PLUGINS for op in plugin.ops}
 

@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 GPU_KINDS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
@@ -173,6 +173,7 @@ class Plan:
     kernels: dict[str, Needs]  # by symbol
     steps: tuple[Step, ...]
     kv: KvCache
+    drawn: Operand | None = None  # i32 [num_logit_rows]: the tokens that the plan draws, on a GPU
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,11 @@ def _check_plan(manifest: Manifest, where: str) -> None:
     if plan.logits.row_bytes < 4 * plan.vocab_size or plan.buffers[plan.logits.buffer].dtype != "f32":
         raise EngineError(f"{where}.logits", f"rows of {plan.logits.row_bytes} bytes", f"{plan.vocab_size} f32")
     _check_rows(plan.logits, 4 * plan.vocab_size, "logit_rows", manifest, f"{where}.logits")
+    if plan.drawn:
+        _check_operand(plan.drawn, plan, limits, f"{where}.drawn")
+        if not manifest.target.is_gpu or plan.buffers[plan.drawn.buffer].dtype != "i32":
+            raise EngineError(f"{where}.drawn", f"{plan.buffers[plan.drawn.buffer].dtype} for {manifest.target.kind}", "i32, for a GPU")
+        _check_rows(plan.drawn, 4, "logit_rows", manifest, f"{where}.drawn")
 
 
 def _check_buffer(buffer: Buffer, plan: Plan, limits: Limits, where: str) -> None:

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -12,6 +13,7 @@
 #include <numeric>
 
 #include "drafts.hpp"
+#include "draws.hpp"
 #include "kv_cache.hpp"
 #include "philox.hpp"
 #include "python_events.hpp"
@@ -106,6 +108,25 @@ struct TestScheduler {
   }
 };
 
+// The Draw of one row as bytes, and its edits.
+std::pair<nb::bytes, nb::bytes> draw_of(int32_t vocab_size, nb::handle params, const Tokens& history, int32_t prompt_length, const Tokens& ending_tokens,
+                                        uint64_t seed, uint32_t sequence_index) {
+  const SamplingParams converted = params_from_python(params);
+  PenaltyTable table({history.data(), static_cast<size_t>(prompt_length)});
+  for (auto i = static_cast<size_t>(prompt_length); i < history.size(); ++i) table.add_output(history[i]);
+  Draws draws(vocab_size);
+  draws.add({.params = &converted,
+             .history = history,
+             .prompt_length = prompt_length,
+             .penalties = uses_penalties(converted) ? &table : nullptr,
+             .ending_tokens = ending_tokens,
+             .allowed_tokens = nullptr,
+             .seed = seed,
+             .sequence_index = sequence_index}, false);
+  const auto bytes = [](auto values) { return nb::bytes(reinterpret_cast<const char*>(values.data()), values.size_bytes()); };
+  return {bytes(draws.draws()), bytes(draws.edits())};
+}
+
 Sampled sample_row(Sampler& sampler, Logits logits, nb::handle params, const Tokens& history, int32_t prompt_length, int32_t num_pending,
                    const Tokens& ending_tokens, std::optional<Mask> allowed, uint64_t seed, uint32_t sequence_index) {
   const SamplingParams converted = params_from_python(params);
@@ -142,6 +163,8 @@ nb::object step_or_none(StepBatch* step) {
 void bind_sampling(nb::module_& core) {
   core.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
   core.def("check_params", [](nb::handle params, int32_t vocab_size) { return check(params_from_python(params), vocab_size); });
+  core.def("draw_of", &draw_of, "vocab_size"_a, "params"_a, "history"_a, "prompt_length"_a, "ending_tokens"_a = Tokens{}, "seed"_a = 0, "sequence_index"_a = 0,
+           "What a GPU is told of one row: a slipway::Draw, and the slipway::LogitEdits, as bytes.");
   nb::class_<Sampled>(core, "Sampled")
       .def("__init__", [](Sampled* self, int32_t token, std::optional<std::string> error) {
         new (self) Sampled{token, std::move(error), std::nullopt, {}};

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -38,7 +39,8 @@ Engine::Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> wei
       vocabulary_(std::move(vocabulary)),
       team_(num_threads),
       executor_(make_executor(plan, std::move(weights), team_)),
-      scheduler_(scheduler_config(plan, std::move(eos_tokens), max_queued_requests), &vocabulary_, &drafts_) {
+      scheduler_(scheduler_config(plan, std::move(eos_tokens), max_queued_requests), &vocabulary_, &drafts_),
+      draws_(vocab_size_) {
   for (int32_t rank = 0; rank < num_threads; ++rank) samplers_.emplace_back(vocab_size_);
   metrics_.scheduler = scheduler_.stats();
   thread_ = start_thread([this] { serve(); });
@@ -155,6 +157,7 @@ std::vector<Event> Engine::compute(StepBatch& step) {
   const double started_s = now_s();
   const bool recording = recording_;
   executor_->time_steps(recording);
+  if (executor_->draws()) ask_for_draws(step);
   if (auto error = executor_->run(step.batch)) return scheduler_.fail(*error, now_s());
   if (recording) record(step.batch);
   sample(step);
@@ -184,20 +187,48 @@ void Engine::constrain(StepBatch& step) {
     work(0);
 }
 
+void Engine::ask_for_draws(StepBatch& step) {
+  std::vector<bool> constrained(step.rows.size());
+  for (const StepBatch::Constrained& entry : step.constrained) {
+    const StepBatch::Slot& slot = step.slots[entry.slot];
+    std::fill_n(constrained.begin() + slot.first_row, slot.num_rows, true);
+  }
+  draws_.clear();
+  for (size_t row = 0; row < step.rows.size(); ++row) draws_.add(step.rows[row], constrained[row]);
+  step.batch.draws = draws_.draws().data();
+  step.batch.edits = draws_.edits().data();
+}
+
+// Rows that the executor has drawn; the others are to be sampled.
+void Engine::take_drawn(StepBatch& step) {
+  to_sample_.assign(step.rows.size(), nullptr);
+  for (size_t row = 0; row < step.rows.size(); ++row) {
+    const auto number = static_cast<int32_t>(row);
+    const int32_t drawn = executor_->draws() ? executor_->drawn(number) : left_to_host;
+    if (drawn >= 0)
+      sampled_[row].token = drawn;
+    else if (drawn != left_to_host)
+      sampled_[row].error = drawn == drew_invalid_edits ? invalid_edits : invalid_logits;
+    else if (!sampled_[row].error)
+      to_sample_[row] = executor_->logits(number);
+  }
+}
+
 void Engine::sample(StepBatch& step) {
-  const auto num_rows = static_cast<int64_t>(step.rows.size());
   sampled_.assign(step.rows.size(), {});
   if (!step.constrained.empty()) constrain(step);
+  take_drawn(step);
+  const auto num_rows = static_cast<int64_t>(step.rows.size());
   next_row_.next = 0;
   const auto work = [&](int32_t rank) {
     for (int64_t row; (row = next_row_.claim(1)) < num_rows;) {
-      const std::span logits(executor_->logits(static_cast<int32_t>(row)), static_cast<size_t>(vocab_size_));
       const auto at = static_cast<size_t>(row);
-      if (sampled_[at].error) continue;
-      sampled_[at] = samplers_[static_cast<size_t>(rank)].sample(logits, step.rows[at]);
+      if (!to_sample_[at]) continue;
+      const bool edited = step.batch.draws && step.batch.draws[at].on_device;
+      sampled_[at] = samplers_[static_cast<size_t>(rank)].sample({to_sample_[at], static_cast<size_t>(vocab_size_)}, step.rows[at], edited);
     }
   };
-  if (num_rows > 1)
+  if (std::ranges::count_if(to_sample_, [](const float* logits) { return logits != nullptr; }) > 1)
     team_.run(work);
   else
     work(0);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "detokenizer.hpp"
+#include "draws.hpp"
 #include "executor.hpp"
 #include "mailbox.hpp"
 #include "metrics.hpp"
@@ -65,7 +66,9 @@ class Engine {
   bool serve_once();
   void obey(Command& command);
   std::vector<Event> compute(StepBatch& step);
+  void ask_for_draws(StepBatch& step);
   void sample(StepBatch& step);
+  void take_drawn(StepBatch& step);
   void constrain(StepBatch& step);
   void record(const Batch& batch);
   void refuse(uint64_t request_id, Refusal refusal);
@@ -81,6 +84,8 @@ class Engine {
   PromptLookup drafts_;
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;  // one a thread
+  Draws draws_;                    // if the executor draws
+  std::vector<float*> to_sample_;  // [rows] logits, null: the row has its token, or its error
   std::vector<Sampled> sampled_;
   Ticket next_row_, next_constrained_;
 

@@ -16,13 +16,20 @@ namespace slipway {
 // Runs a segment, on rank 0 alone. `step` numbers the plan's steps; an error is a sentence.
 using SegmentRunner = std::function<std::optional<std::string>(int32_t step, const Batch& batch)>;
 
+// Instead of a token that was drawn; as plugins/draw_tokens/kernel.cuh has them.
+inline constexpr int32_t left_to_host = -1, drew_invalid_logits = -2, drew_invalid_edits = -3;
+
 class Executor {
  public:
   virtual ~Executor() = default;
 
   // The logits of `batch`, or the sentence of what failed. The batch must be within the limits.
   virtual std::optional<std::string> run(const Batch& batch) = 0;
-  virtual float* logits(int32_t row) const = 0;
+  virtual float* logits(int32_t row) = 0;  // one thread may ask; what it points at any thread may use
+
+  // Whether it draws tokens, of batches that say how. drawn: a row's token, or one of what stands instead (above).
+  virtual bool draws() const { return false; }
+  virtual int32_t drawn(int32_t) const { return left_to_host; }
 
   // Brings a little more of the memory that steps write into place, about a millisecond's worth; false if nothing is left to do.
   virtual bool bring_memory() { return false; }

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "draws.hpp"
+
 namespace slipway {
 namespace {
 
@@ -22,7 +24,8 @@ size_t most_input_bytes(const Plan& plan) {
   const auto blocks = static_cast<size_t>((limits.max_sequence_length + plan.kv.block_size - 1) / plan.kv.block_size);
   const size_t tokens = aligned(4 * static_cast<size_t>(limits.max_batch_tokens)), seqs = static_cast<size_t>(limits.max_sequences);
   return aligned(sizeof(Batch)) + 2 * tokens + aligned(4 * (seqs + 1)) + aligned(4 * seqs) + aligned(4 * seqs * blocks) +
-         aligned(4 * static_cast<size_t>(limits.max_logit_rows));
+         aligned(4 * static_cast<size_t>(limits.max_logit_rows)) + aligned(sizeof(Draw) * static_cast<size_t>(limits.max_logit_rows)) +
+         aligned(sizeof(LogitEdit) * most_edits);
 }
 
 int32_t power_of_two(int32_t count, int32_t limit) {
@@ -40,6 +43,7 @@ unsigned blocks(const ExtentSpec& extent, int64_t rows, int64_t tokens, int64_t 
 GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<const Mapping>>& weights, int32_t workers)
     : limits_(plan.limits),
       logits_(plan.logits),
+      drawn_(plan.drawn),
       gpu_(api_of(plan, workers)),
       arena_(gpu_, static_cast<size_t>(plan.arena_bytes), "activations"),
       kv_(gpu_, static_cast<size_t>(plan.kv.layers * plan.kv.block_bytes * plan.kv.num_blocks), "keys and values"),
@@ -48,6 +52,7 @@ GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<con
       inputs_(gpu_, most_input_bytes(plan), "a step's inputs"),
       sent_(gpu_, inputs_.size()),
       results_(gpu_, static_cast<size_t>(plan.limits.max_logit_rows * plan.logits.row_bytes)),
+      tokens_(gpu_, static_cast<size_t>(plan.limits.max_logit_rows * plan.drawn.value_or(plan.logits).row_bytes)),
       step_seconds_(plan.steps.size()) {
   for (const GpuBytes* zeroed : {&kv_, &counters_})
     if (zeroed->size()) gpu_.check(gpu_.api().fill(zeroed->at(), 0, zeroed->size(), gpu_.stream()), "zeros");
@@ -113,21 +118,47 @@ std::optional<std::string> GpuExecutor::run(const Batch& batch) {
     run_timed(bucket);
   else
     gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
-  if (batch.num_logit_rows)
-    gpu_.check(gpu_.api().copy_to_host(results_.data(), arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset),
-                                       static_cast<size_t>(batch.num_logit_rows * logits_.row_bytes), gpu_.stream()), "the logits");
+  if (batch.draws && batch.num_logit_rows)
+    gpu_.check(gpu_.api().copy_to_host(tokens_.data(), arena_.at() + static_cast<CuDevicePtr>(drawn_->arena_offset),
+                                       static_cast<size_t>(batch.num_logit_rows * drawn_->row_bytes), gpu_.stream()), "the tokens");
+  is_here_.assign(static_cast<size_t>(batch.num_logit_rows), false);
+  for (int32_t row = 0; row < batch.num_logit_rows; ++row)
+    if (!batch.draws || !batch.draws[row].on_device) bring(row);
   gpu_.synchronize();
   return std::nullopt;
+}
+
+float* GpuExecutor::logits(int32_t row) {
+  if (!is_here_[static_cast<size_t>(row)]) {
+    gpu_.make_current();
+    bring(row);
+    gpu_.synchronize();
+  }
+  return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes);
+}
+
+int32_t GpuExecutor::drawn(int32_t row) const {
+  int32_t token;
+  std::memcpy(&token, tokens_.data() + row * drawn_->row_bytes, sizeof token);
+  return token;
+}
+
+// Starts to copy a row of logits to the host.
+void GpuExecutor::bring(int32_t row) {
+  gpu_.check(gpu_.api().copy_to_host(results_.data() + row * logits_.row_bytes, arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset + row * logits_.row_bytes),
+                                     static_cast<size_t>(logits_.row_bytes), gpu_.stream()), "the logits");
+  is_here_[static_cast<size_t>(row)] = true;
 }
 
 // All arrays behind each other, and in front of them the Batch that says where they are on the device.
 void GpuExecutor::send(const Batch& batch) {
   size_t end = aligned(sizeof(Batch));
-  const auto put = [&](const int32_t* values, size_t count) {
-    if (end + 4 * count > sent_.size()) throw std::logic_error("a step beyond the engine's limits");
-    if (count) std::memcpy(sent_.data() + end, values, 4 * count);
-    const auto* there = reinterpret_cast<const int32_t*>(inputs_.data() + end);
-    end += aligned(4 * count);
+  const auto put = [&]<class T>(const T* values, size_t count) {
+    const size_t bytes = count * sizeof(T);
+    if (end + bytes > sent_.size()) throw std::logic_error("a step beyond the engine's limits");
+    if (count) std::memcpy(sent_.data() + end, values, bytes);
+    const auto* there = reinterpret_cast<const T*>(inputs_.data() + end);
+    end += aligned(bytes);
     return there;
   };
   const auto tokens = static_cast<size_t>(batch.num_tokens), seqs = static_cast<size_t>(batch.num_seqs);
@@ -138,6 +169,11 @@ void GpuExecutor::send(const Batch& batch) {
   sent.kv_lens = put(batch.kv_lens, seqs);
   sent.block_table = put(batch.block_table, seqs * static_cast<size_t>(batch.max_blocks));
   sent.logit_rows = put(batch.logit_rows, static_cast<size_t>(batch.num_logit_rows));
+  if (batch.draws && batch.num_logit_rows) {
+    const Draw& last = batch.draws[batch.num_logit_rows - 1];
+    sent.draws = put(batch.draws, static_cast<size_t>(batch.num_logit_rows));
+    sent.edits = put(batch.edits, static_cast<size_t>(last.first_edit + last.num_edits));
+  }
   std::memcpy(sent_.data(), &sent, sizeof sent);
   gpu_.check(gpu_.api().copy_to_device(inputs_.at(), sent_.data(), end, gpu_.stream()), "a step's inputs");
 }

@@ -21,7 +21,9 @@ class GpuExecutor final : public Executor {
 
   // Throws std::runtime_error where the GPU fails: it computes no more after that.
   std::optional<std::string> run(const Batch& batch) override;
-  float* logits(int32_t row) const override { return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes); }
+  float* logits(int32_t row) override;
+  bool draws() const override { return drawn_.has_value(); }
+  int32_t drawn(int32_t row) const override;
   void time_steps(bool on) override { timed_ = on; }
   const std::vector<double>& step_seconds() const override { return step_seconds_; }
 
@@ -49,6 +51,7 @@ class GpuExecutor final : public Executor {
   CuFunction function(const StepSpec& step, const LaunchSpec& launch);
   void upload(const std::vector<std::shared_ptr<const Mapping>>& weights);
   void send(const Batch& batch);
+  void bring(int32_t row);
   Bucket bucket_of(const Batch& batch) const;
   CuGraphExec graph(const Bucket& bucket);
   void launch(const Step& step, const Bucket& bucket) const;
@@ -56,10 +59,12 @@ class GpuExecutor final : public Executor {
 
   const Limits limits_;
   const OperandSpec logits_;
+  const std::optional<OperandSpec> drawn_;
   Gpu gpu_;
   std::vector<GpuBytes> weights_;
   GpuBytes arena_, kv_, scratch_, counters_, inputs_;
-  PinnedBytes sent_, results_;  // what inputs_ gets; the logits
+  PinnedBytes sent_, results_, tokens_;  // what inputs_ gets; logits; tokens drawn
+  std::vector<bool> is_here_;            // the logits of a row
   std::map<std::string, Owned<CuModule>> modules_;
   std::vector<int32_t> lengths_;  // that launches ask for, of the longest sequence's new tokens
   std::vector<Step> steps_;

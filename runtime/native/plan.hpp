@@ -56,6 +56,7 @@ struct Plan {
   int64_t arena_bytes, shared_scratch_bytes, local_scratch_bytes;
   int32_t vocab_size;
   OperandSpec logits;
+  std::optional<OperandSpec> drawn;  // int32 [rows]: a GPU draws tokens
   KvSpec kv;
   Limits limits;
   std::vector<StepSpec> steps;

@@ -66,12 +66,14 @@ Plan plan_from_python(nb::handle manifest, const std::string& directory, int32_t
               .local_scratch_bytes = get<int64_t>(plan, "local_scratch_bytes"),
               .vocab_size = get<int32_t>(plan, "vocab_size"),
               .logits = operand(plan.attr("logits"), plan.attr("buffers")),
+              .drawn = std::nullopt,
               .kv = {get<int32_t>(kv, "layers"), get<int32_t>(kv, "block_size"), num_blocks, get<int64_t>(kv, "block_bytes")},
               .limits = {get<int32_t>(limits, "max_sequence_length"), get<int32_t>(limits, "max_batch_tokens"),
                          get<int32_t>(limits, "max_sequences"), get<int32_t>(limits, "max_logit_rows")},
               .steps = {},
               .library = directory + "/kernels/" + get<std::string>(plan, "library")};
   if (nb::cast<bool>(manifest.attr("target").attr("is_gpu"))) result.device = emulated ? Device::emulated_gpu : Device::gpu;
+  if (!plan.attr("drawn").is_none()) result.drawn = operand(plan.attr("drawn"), plan.attr("buffers"));
   result.seed = emulated.value_or(0);
   const nb::object kernels = plan.attr("kernels");
   for (nb::handle item : plan.attr("steps")) {

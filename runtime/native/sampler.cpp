@@ -13,10 +13,6 @@ namespace {
 
 constexpr float masked = -std::numeric_limits<float>::infinity();
 
-bool ends_with(std::span<const int32_t> history, std::span<const int32_t> tail) {
-  return history.size() >= tail.size() && std::ranges::equal(history.last(tail.size()), tail);
-}
-
 void mask_disallowed(std::span<float> logits, const uint32_t* allowed) {
   for (size_t start = 0; start < logits.size(); start += 32) {
     const uint32_t word = allowed[start / 32];
@@ -26,21 +22,9 @@ void mask_disallowed(std::span<float> logits, const uint32_t* allowed) {
   }
 }
 
-bool edits(const SampleContext& c) {
+bool has_edits(const SampleContext& c) {
   const SamplingParams& p = *c.params;
-  return !p.logit_bias.empty() || !p.bad_words.empty() || c.output_position() < p.min_tokens || c.penalties || c.allowed_tokens;
-}
-
-// All that changes single logits, in the order that sampler.hpp promises.
-void edit(std::span<float> logits, const SampleContext& c) {
-  const SamplingParams& p = *c.params;
-  for (const auto& [token, bias] : p.logit_bias) logits[static_cast<size_t>(token)] += bias;
-  for (const std::vector<int32_t>& word : p.bad_words)
-    if (ends_with(c.history, std::span(word).first(word.size() - 1))) logits[static_cast<size_t>(word.back())] = masked;
-  if (c.output_position() < p.min_tokens)
-    for (const int32_t token : c.ending_tokens) logits[static_cast<size_t>(token)] = masked;
-  if (c.penalties) c.penalties->apply(logits, p, c.history.subspan(c.penalties->num_counted()));
-  if (c.allowed_tokens) mask_disallowed(logits, c.allowed_tokens);
+  return !p.logit_bias.empty() || !p.bad_words.empty() || c.output_position() < p.min_tokens || c.penalties;
 }
 
 }  // namespace
@@ -147,7 +131,7 @@ Sampler::Sampler(int32_t vocab_size) : vocab_size_(vocab_size), scratch_(std::ma
 Sampler::~Sampler() = default;
 Sampler::Sampler(Sampler&&) noexcept = default;
 
-Sampled Sampler::sample(std::span<float> logits, const SampleContext& context) {
+Sampled Sampler::sample(std::span<float> logits, const SampleContext& context, bool edited) {
   Sampled sampled;
   const SamplingParams& params = *context.params;
   Scratch& s = *scratch_;
@@ -157,20 +141,25 @@ Sampled Sampler::sample(std::span<float> logits, const SampleContext& context) {
     sampled.error = why;
     return sampled;
   };
-  if (!s.scan.valid) return fail("the model's logits hold NaN or infinity");
-  if (s.scan.max == masked) return fail("the model's logits leave no token to choose");
+  if (!s.scan.valid) return fail(invalid_logits);
+  const bool to_edit = !edited && has_edits(context);
+  if (s.scan.max == masked && !(edited && has_edits(context))) return fail("the model's logits leave no token to choose");
   if (const auto count = context.given ? params.prompt_logprobs : params.logprobs) s.note_logprobs(logits, *count, sampled);
   if (context.given) {
     sampled.token = *context.given;
     sampled.logprob = s.logprob(sampled.token);
     return sampled;
   }
-  if (edits(context)) {
-    edit(logits, context);
+  if (to_edit)
+    edit_logits(
+        context, [&](int32_t token, float bias) { logits[static_cast<size_t>(token)] += bias; },
+        [&](int32_t token, const Penalty& penalty) { logits[static_cast<size_t>(token)] = penalty(logits[static_cast<size_t>(token)]); });
+  if (context.allowed_tokens) mask_disallowed(logits, context.allowed_tokens);
+  if (to_edit || context.allowed_tokens) {
     scan_row(logits, s.scan);
-    if (!s.scan.valid) return fail("biases and penalties made a logit infinite");
-    if (s.scan.max == masked) return fail("biases, bad words, min_tokens and grammar leave no token to choose");
+    if (!s.scan.valid) return fail(invalid_edits);
   }
+  if (s.scan.max == masked) return fail("biases, bad words, min_tokens and grammar leave no token to choose");
   const auto position = static_cast<uint64_t>(context.output_position());
   sampled.token = params.temperature == 0 ? best_token(logits, s.scan)
                                           : s.choose(params, random_uniform(context.seed, context.sequence_index, position));

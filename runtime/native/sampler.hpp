@@ -10,7 +10,9 @@
 //
 // A Sampler owns scratch for one row: one Sampler a thread, any number at work at once on different rows.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -49,14 +51,32 @@ struct SampleContext {
   int32_t output_position() const { return static_cast<int32_t>(history.size()) - prompt_length; }
 };
 
+// Calls what changes single logits, in the order above, up to the grammar: add(token, bias), and then penalize(token, Penalty), once a token.
+template <class Add, class Penalize> void edit_logits(const SampleContext& row, Add add, Penalize penalize) {
+  constexpr float masked = -std::numeric_limits<float>::infinity();
+  const SamplingParams& params = *row.params;
+  const auto ends_with = [&](std::span<const int32_t> tail) {
+    return row.history.size() >= tail.size() && std::ranges::equal(row.history.last(tail.size()), tail);
+  };
+  for (const auto& [token, bias] : params.logit_bias) add(token, bias);
+  for (const std::vector<int32_t>& word : params.bad_words)
+    if (ends_with(std::span(word).first(word.size() - 1))) add(word.back(), masked);
+  if (row.output_position() < params.min_tokens)
+    for (const int32_t token : row.ending_tokens) add(token, masked);
+  if (row.penalties) row.penalties->each(params, row.history.subspan(row.penalties->num_counted()), penalize);
+}
+
+inline constexpr const char* invalid_logits = "the model's logits hold NaN or infinity";
+inline constexpr const char* invalid_edits = "biases and penalties made a logit infinite";
+
 class Sampler {
  public:
   explicit Sampler(int32_t vocab_size);
   ~Sampler();
   Sampler(Sampler&&) noexcept;
 
-  // `logits` [vocab_size] is overwritten.
-  Sampled sample(std::span<float> logits, const SampleContext& context);
+  // `logits` [vocab_size] is overwritten. edited: what edit_logits asks for has been done to them.
+  Sampled sample(std::span<float> logits, const SampleContext& context, bool edited = false);
 
  private:
   struct Scratch;

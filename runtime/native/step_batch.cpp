@@ -74,7 +74,9 @@ void StepBatch::seal(int32_t vocab_size) {
            .cu_seqlens = cu_seqlens.data(),
            .kv_lens = kv_lens.data(),
            .block_table = block_table.data(),
-           .logit_rows = logit_rows.data()};
+           .logit_rows = logit_rows.data(),
+           .draws = nullptr,
+           .edits = nullptr};
   size_t num_masks = 0;
   for (Constrained& entry : constrained) {
     entry.first_mask = num_masks;

@@ -19,17 +19,18 @@ from paged import Sequences, Shape  # noqa: E402
 
 from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
 from slipway.compiler.target import GPUS, Target  # noqa: E402
+from slipway.plugins.draw_tokens.plugin import PLUGIN as DRAW_TOKENS  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
 from slipway.quantization.formats import FORMATS  # noqa: E402
 
-HIDDEN, FFN = 4096, 14336
+HIDDEN, FFN, VOCABULARY = 4096, 14336, 128256
 HEAD_DIMS = (64, 128, 256)
 
 
 def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
-    """(what it is, kernel) of all that a decoder layer has."""
+    """(what it is, kernel) of all that a decoder has."""
     x, weight = torch.empty(1, HIDDEN, device="meta"), torch.empty(HIDDEN, HIDDEN, device="meta")
     gate = torch.empty(FFN, HIDDEN, device="meta")
     for fmt in FORMATS:
@@ -45,6 +46,7 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
         yield f"attention of {head_dim}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
+    yield "draw", DRAW_TOKENS.lower(call_node(torch.ops.slipway.draw_tokens.default, torch.empty(1, VOCABULARY), storage=torch.int32), target)
 
 
 def resources(kind: str) -> dict[str, Resources]:

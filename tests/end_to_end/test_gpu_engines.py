@@ -20,6 +20,7 @@ from slipway.runtime import _native
 from slipway.runtime.engine import Engine
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
+from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.score import Scorer
 
 pytestmark = pytest.mark.gpu
@@ -69,6 +70,17 @@ def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, monkeypatch, 
 @pytest.fixture
 def engine_directory(build):
     return build("demo-llama/sm90-bf16", *HERE)
+
+
+def test_the_tokens_it_draws_are_those_the_host_draws(engine_directory, monkeypatch):
+    """A request for logprobs is the host's. One runs at a time, so that both see the same logits to the bit."""
+    choose_device(monkeypatch, SEED)
+    (prompt,) = prompts_of("demo-llama", 1, 9).tolist()
+    with Engine.load(engine_directory) as engine:
+        for options in ({"temperature": 0.9}, {"temperature": 1.2, "top_p": 0.8, "repetition_penalty": 1.3, "logit_bias": {17: 2.0}, "min_tokens": 4}):
+            asked = SamplingParams(max_tokens=8, seed=5, **options)
+            (by_gpu,), (by_host,) = engine.generate([prompt], asked), engine.generate([prompt], replace(asked, logprobs=0))
+            assert by_gpu.token_ids == by_host.token_ids
 
 
 def logits_of_steps(directory, tokens):
@@ -149,7 +161,7 @@ def test_an_emulated_engine_takes_few_of_the_mappings_a_process_may_have(engine_
     choose_device(monkeypatch, SEED)
     before = mappings()
     with Engine.load(engine_directory) as engine:
-        engine.generate([list(range(5, 40)), [7]])
+        engine.generate([list(range(5, 40)), [7]], SamplingParams(max_tokens=3))
         assert mappings() - before < 2000
 
 

@@ -5,6 +5,7 @@ import torch
 from slipway.compiler.graph import Graph, WeightInfo
 from slipway.compiler.graph_text import EXTENTS
 from slipway.compiler.ops import Value, arguments, is_op, op
+from slipway.passes.draw_tokens import DrawTokens
 from slipway.passes.fold_constants import FOLD_CONSTANTS
 from slipway.passes.fuse_add_rms_norm import FuseAddRmsNorm
 from slipway.passes.fuse_gated_activation import FUSE_GATED_ACTIVATION
@@ -166,6 +167,16 @@ def test_merged_linear_keeps_weight_format_and_order():
     (merged,) = (node for node in toy.graph.nodes if is_op(node, "aten::linear"))
     assert merged.meta["weight_format"] == "int8"
     assert [w.target for w in arguments(merged)["weight"].args[0]] == ["q", "k"]
+
+
+def test_a_gpus_graph_ends_with_tokens():
+    toy = Toy()
+    logits = op.gather_rows(op.add(toy.x, toy.y), toy.rows)
+    toy.graph.output(logits.node)
+    assert DrawTokens().apply(toy.graph).fired == 1
+    toy.graph.verify()
+    first, tokens = toy.graph.output_nodes()
+    assert first is logits.node and is_op(tokens, "slipway::draw_tokens") and tokens.args == (first,)
 
 
 def test_gather_logit_rows_declines():

@@ -47,7 +47,7 @@ class Batch(ctypes.Structure):
 
     _fields_ = [(n, ctypes.c_int32) for n in ("num_tokens", "num_seqs", "num_logit_rows", "max_blocks")] + [
         (n, ctypes.c_void_p)
-        for n in ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows")
+        for n in ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits")
     ]
 
 
@@ -108,7 +108,7 @@ def guarded(size: int, fill: int = POISON, alignment: int = LINE) -> np.ndarray:
 
 
 def make_batch(**arrays: Sequence | np.ndarray) -> Batch:
-    """A Batch of int32 arrays by field name; counts follow from cu_seqlens, block_table and logit_rows."""
+    """A Batch of int32 arrays, or bytes of structs, by field name; counts follow from cu_seqlens, block_table and logit_rows."""
     batch = Batch()
     kept = {name: _guarded_indices(values) for name, values in arrays.items()}
     for name, values in kept.items():
@@ -124,8 +124,9 @@ def make_batch(**arrays: Sequence | np.ndarray) -> Batch:
 
 
 def _guarded_indices(values: Sequence | np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.int32)
-    copy = guarded(values.nbytes, alignment=4).view(np.int32).reshape(values.shape)
+    """A copy that ends at a page nobody may touch; bytes are those of structs."""
+    values = values if isinstance(values, np.ndarray) and values.dtype == np.uint8 else np.asarray(values, np.int32)
+    copy = guarded(values.nbytes, alignment=values.itemsize).view(values.dtype).reshape(values.shape)
     copy[:] = values
     return copy
 

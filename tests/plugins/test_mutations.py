@@ -3,7 +3,9 @@
 One host thread runs all blocks, so that a seed says all of the order.
 """
 
+import faulthandler
 import functools
+import os
 import re
 import shutil
 
@@ -13,12 +15,14 @@ from emulated_gpu import GPU_TARGETS, LaunchError, compile_emulated, run_emulate
 from kernel_harness import PLUGINS
 from nodes import F32, call_node
 from paged import Sequences, Shape, new_blocks, new_cache
+from test_cuda_draw_tokens import OPTIONS, drawn, kernel_of, params_of, random_logits, sampled
 from test_cuda_linear import Case
 
 from slipway.plugins.rms_norm import plugin as rms_norm
 from slipway.quantization.formats import BF16
 
 SEEDS = range(1, 33)
+DRAW_VOCABULARY = 4000
 
 
 def occurrences(header, pattern):
@@ -36,6 +40,8 @@ MUTATIONS = [
     *occurrences("paged_attention/cuda/prefill.cuh", r"__syncthreads\(\);"),
     *occurrences("paged_attention/cuda/prefill.cuh", r"wait_for_copies<.*?>\(\);"),
     *occurrences("paged_attention/cuda/prepare.cuh", r"__syncwarp\(\);"),
+    *occurrences("draw_tokens/kernel.cuh", r"__syncthreads\(\);"),
+    *occurrences("draw_tokens/kernel.cuh", r"__syncthreads_or"),
 ]
 
 
@@ -64,6 +70,14 @@ def attention_is_right(kernels, library, seed):
     return all(right)
 
 
+def draws_are_right(kernel, library, seed):
+    """More groups than warps, edits, and each of the ways that a row goes."""
+    logits = random_logits(4, DRAW_VOCABULARY, seed=seed)
+    asked = [params_of(**OPTIONS[name]) for name in ("plain", "top_p", "all")]
+    asked.append(params_of(temperature=0, logit_bias={3500: 50.0}))  # of a group that another warp scans
+    return drawn(logits, asked, seed, of=(kernel, library), threads=1) == sampled(logits, asked)
+
+
 SHAPES = [Shape(num_heads=2, num_kv_heads=1, head_dim=64, rotary_dim=64, interleaved=True, norm=norm) for norm in (False, True)]
 CASE = Case(BF16, 16, 2048)  # one tile: the blocks that share it are resident together
 
@@ -73,11 +87,13 @@ def subjects():
     """By plugin: its kernels, and whether those of a library are right."""
     norm = call_node(torch.ops.slipway.rms_norm.default, torch.zeros(2, 1024), torch.zeros(1024), 1e-6, False, storage=F32)
     norm_kernel = rms_norm.PLUGIN.lower(norm, GPU_TARGETS[0])
+    draw_kernel = kernel_of(DRAW_VOCABULARY)
     attention = [Sequences(shape, [700]).step([(0, 0, 1)]).lower(GPU_TARGETS[0]) for shape in SHAPES]
     return {
         "rms_norm": ([norm_kernel], functools.partial(norm_is_right, norm_kernel)),
         "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE)),
         "paged_attention": (attention, functools.partial(attention_is_right, attention)),
+        "draw_tokens": ([draw_kernel], functools.partial(draws_are_right, draw_kernel)),
     }
 
 
@@ -90,13 +106,26 @@ def mutated(kernels, header, pattern, number, folder, replacement=""):
     return compile_emulated(kernels, "-I", str(headers), "-I", str(headers / "include"))
 
 
-@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention"])
+@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention", "draw_tokens"])
 def test_as_they_are_kernels_are_right(plugin):
     kernels, is_right = subjects()[plugin]
     library = compile_emulated(kernels)
     assert all(is_right(library, seed) for seed in SEEDS[:4])
 
 
+def fails(found_out):
+    """What found_out() says, in a process of its own: one that a kernel ends has failed too."""
+    child = os.fork()
+    if not child:
+        faulthandler.disable()
+        torch.set_num_threads(1)
+        os._exit(FOUND if found_out() else 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, FOUND) or code < 0
+    return code != 0
+
+
+FOUND = 10
 NOT_FOUND = ("linear/cuda/many_rows.cuh", r"__syncthreads\(\);", 1)  # before blocks that share outputs count their arrivals
 
 
@@ -117,4 +146,4 @@ def test_what_is_dropped_is_found_out(header, pattern, number, tmp_path):
         except (LaunchError, AssertionError):
             return True
 
-    assert any(map(found_out, SEEDS)), f"{header}: {pattern}, occurrence {number}: nobody notices that it is gone"
+    assert fails(lambda: any(map(found_out, SEEDS))), f"{header}: {pattern}, occurrence {number}: nobody notices that it is gone"

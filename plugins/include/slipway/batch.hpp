@@ -18,6 +18,22 @@ enum class byte : unsigned char {};
 #endif
 namespace slipway {
 
+// How a GPU draws one logit row's token; see runtime/native/sampler.hpp.
+struct Draw {
+  double uniform;       // in [0, 1): where in the cumulative mass
+  float scale;          // 1 / temperature; 0: greedy
+  float top_p, min_p;   // 1, 0: off
+  int32_t top_k;        // 0: off
+  int32_t first_edit, num_edits;
+  int32_t on_device;    // 0: the host draws this row
+};
+
+// logit += add; then over repetition if that is above 0, else times it; then minus.
+struct LogitEdit {
+  int32_t token;        // once a row
+  float add, repetition, minus;
+};
+
 // One engine step: a ragged batch whose sequences lie one after the other. All arrays live for the whole step.
 struct Batch {
   int32_t num_tokens;          // rows of every buffer before the gather
@@ -30,6 +46,8 @@ struct Batch {
   const int32_t* kv_lens;      // [num_seqs] tokens of the sequence in the cache once this step is done
   const int32_t* block_table;  // [num_seqs, max_blocks] index of the KV block that holds positions [i*block_size, ...)
   const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted, ascending
+  const Draw* draws;           // [num_logit_rows]; null: the host draws all rows
+  const LogitEdit* edits;      // those of all rows
 };
 
 // A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.

@@ -69,6 +69,7 @@ inline void copy_async_16(void* to, const void* from, bool there) {
 inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending> inline void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"); }
 
+inline int fetch_add(int* shared, int count) { return atomicAdd(shared, count); }
 inline uint32_t increment_wrapping(uint32_t* counter, uint32_t last) { return atomicInc(counter, last); }
 
 }  // namespace slipway::cuda

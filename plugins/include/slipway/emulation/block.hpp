@@ -149,13 +149,15 @@ class Block {
   Random& random() { return random_; }
   Warp& warp(const Thread& thread) { return warps_[static_cast<size_t>(thread.rank / warp_size)]; }
 
-  // __syncthreads: of all threads of the block that have not ended.
-  void wait_for_block() {
+  // __syncthreads: of all threads of the block that have not ended. Whether any of them brought true.
+  bool wait_for_block(bool mine = false) {
     const uint64_t number = barrier_number_;
+    barrier_any_[number % 2] |= mine;
     if (++barrier_arrived_ == live_)
       open_barrier();
     else
       while (barrier_number_ == number) yield();
+    return barrier_any_[number % 2];
   }
 
   // An operation of all 32 threads of a warp. Each brings `mine`; the last to arrive calls all(slots); each takes what its slot holds then.
@@ -238,6 +240,7 @@ class Block {
     }
     live_ = static_cast<int>(count);
     barrier_arrived_ = 0;
+    barrier_any_[0] = barrier_any_[1] = false;
     abandoned_ = false;
     lane_order_.resize(count);
     for (size_t i = 0; i < count; ++i) lane_order_[i] = static_cast<int>(i);
@@ -279,7 +282,7 @@ class Block {
 
   void open_barrier() {
     barrier_arrived_ = 0;
-    ++barrier_number_;
+    barrier_any_[++barrier_number_ % 2] = false;
     ++progress_;
   }
 
@@ -304,6 +307,7 @@ class Block {
   GuardedBytes guarded_;
   std::byte* shared_ = nullptr;
   int live_ = 0, barrier_arrived_ = 0;
+  bool barrier_any_[2] = {};  // of the last barrier and of the next
   uint64_t barrier_number_ = 0, progress_ = 0;
   bool abandoned_ = false;
 };

@@ -24,6 +24,7 @@
   static void name##_thread([[maybe_unused]] const slipway::cuda::Call& call)
 
 inline void __syncthreads() { slipway::emulation::Block::current().wait_for_block(); }
+inline bool __syncthreads_or(bool mine) { return slipway::emulation::Block::current().wait_for_block(mine); }
 inline void __syncwarp() { slipway::emulation::Block::current().meet("__syncwarp", 0, [](auto*) {}); }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
@@ -51,6 +52,7 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   }
   return result;
 }
+inline int __popc(uint32_t bits) { return std::popcount(bits); }
 inline int __ffs(uint32_t bits) { return bits ? std::countr_zero(bits) + 1 : 0; }
 
 namespace slipway::cuda {
@@ -99,6 +101,8 @@ template <class Vector> Vector load_streaming(const Vector* from) {
 inline void copy_async_16(void* to, const void* from, bool there) { emulation::issue_copy(to, there ? from : nullptr, 16); }
 inline void commit_copies() { emulation::commit_copies(); }
 template <int pending> void wait_for_copies() { emulation::wait_for_copies(pending); }
+
+inline int fetch_add(int* shared, int count) { return std::atomic_ref<int>(*shared).fetch_add(count); }
 
 // The old value; `last` is followed by 0.
 inline uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
