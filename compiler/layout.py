@@ -33,6 +33,7 @@ class Layout:
 def lay_out(planned: PlannedGraph, limits: manifest.Limits) -> Layout:
     values = [value for step in planned.steps for value in step.outputs]
     first = {value: i for i, step in enumerate(planned.steps) for value in step.outputs}
+    first |= {resolve(node).value: 0 for node in planned.graph.output_nodes()[1:]}  # the next step begins with the tokens drawn
     last = {resolve(node).value: len(planned.steps) for node in planned.graph.output_nodes()}
     for i, step in enumerate(planned.steps):
         for view in step.inputs:

@@ -98,7 +98,7 @@ Batch checked_batch(const Plan& plan, Ints& tokens, Ints& positions, Ints& cu_se
   if (!good) throw std::invalid_argument("the batch is not within the engine's limits");
   return {static_cast<int32_t>(tokens.size()), static_cast<int32_t>(seqs), static_cast<int32_t>(rows.size()),
           static_cast<int32_t>(blocks.shape(1)), tokens.data(), positions.data(), cu_seqlens.data(), kv_lens.data(),
-          blocks.data(), rows.data(), nullptr, nullptr};
+          blocks.data(), rows.data(), nullptr, nullptr, {}};
 }
 
 nb::ndarray<nb::numpy, float> run(BareExecutor& self, Ints tokens, Ints positions, Ints cu_seqlens, Ints kv_lens, Table blocks, Ints rows) {

@@ -122,7 +122,7 @@ std::pair<nb::bytes, nb::bytes> draw_of(int32_t vocab_size, nb::handle params, c
              .ending_tokens = ending_tokens,
              .allowed_tokens = nullptr,
              .seed = seed,
-             .sequence_index = sequence_index}, false);
+             .sequence_index = sequence_index});
   const auto bytes = [](auto values) { return nb::bytes(reinterpret_cast<const char*>(values.data()), values.size_bytes()); };
   return {bytes(draws.draws()), bytes(draws.edits())};
 }
@@ -166,11 +166,12 @@ void bind_sampling(nb::module_& core) {
   core.def("draw_of", &draw_of, "vocab_size"_a, "params"_a, "history"_a, "prompt_length"_a, "ending_tokens"_a = Tokens{}, "seed"_a = 0, "sequence_index"_a = 0,
            "What a GPU is told of one row: a slipway::Draw, and the slipway::LogitEdits, as bytes.");
   nb::class_<Sampled>(core, "Sampled")
-      .def("__init__", [](Sampled* self, int32_t token, std::optional<std::string> error) {
-        new (self) Sampled{token, std::move(error), std::nullopt, {}};
-      }, "token"_a, "error"_a.none() = nb::none())
+      .def("__init__", [](Sampled* self, int32_t token, std::optional<std::string> error, bool again) {
+        new (self) Sampled{token, again, std::move(error), std::nullopt, {}};
+      }, "token"_a, "error"_a.none() = nb::none(), "again"_a = false)
       .def_ro("token", &Sampled::token)
       .def_ro("error", &Sampled::error)
+      .def_ro("again", &Sampled::again)
       .def_ro("logprob", &Sampled::logprob)
       .def_prop_ro("top", [](const Sampled& self) {
         nb::list top;
@@ -179,7 +180,8 @@ void bind_sampling(nb::module_& core) {
       });
   nb::class_<SampleContext>(core, "SampleContext")
       .def_prop_ro("history", [](const SampleContext& self) { return Tokens(self.history.begin(), self.history.end()); })
-      .def_ro("prompt_length", &SampleContext::prompt_length);
+      .def_ro("prompt_length", &SampleContext::prompt_length)
+      .def_ro("on_host", &SampleContext::on_host);
   nb::class_<Sampler>(core, "Sampler")
       .def(nb::init<int32_t>(), "vocab_size"_a)
       .def("sample", [](Sampler& self, Logits logits, const SampleContext& context) {
@@ -266,6 +268,8 @@ void bind_scheduler(nb::module_& core) {
            "salt"_a = 0, "grammar"_a.none() = nb::none(), "Why the request was refused, or None.")
       .def("cancel", [](TestScheduler& self, uint64_t id, double now) { self.scheduler.cancel(id, now); })
       .def("next", [](TestScheduler& self, double now) { return step_or_none(self.scheduler.next(now)); })
+      .def("in_flight", [](TestScheduler& self) { return step_or_none(self.scheduler.in_flight()); })
+      .def("next_ahead", [](TestScheduler& self, double now) { return step_or_none(self.scheduler.next_ahead(now)); })
       .def("commit", [](TestScheduler& self, std::vector<Sampled> sampled, double now) { return self.scheduler.commit(std::move(sampled), now); })
       .def("fail", [](TestScheduler& self, const std::string& message, double now) { return self.scheduler.fail(message, now); })
       .def("take_events", [](TestScheduler& self) { return self.scheduler.take_events(); })

@@ -10,23 +10,22 @@ namespace {
 
 constexpr int32_t most_top_k = 1024;  // of plugins/draw_tokens/kernel.cuh: as many candidates, and ties, have room
 
-bool is_for_the_host(const SampleContext& row, bool constrained) {
-  const SamplingParams& params = *row.params;
-  return constrained || row.given || params.logprobs || params.typical_p < 1 || params.top_k > most_top_k;
-}
+bool is_for_the_host(const SamplingParams& params) { return params.logprobs || params.typical_p < 1 || params.top_k > most_top_k; }
 
 }  // namespace
+
+bool draws_ahead(const SamplingParams& params) { return !is_for_the_host(params) && !uses_penalties(params) && params.bad_words.empty(); }
 
 void Draws::clear() {
   draws_.clear();
   edits_.clear();
 }
 
-void Draws::add(const SampleContext& row, bool constrained) {
+void Draws::add(const SampleContext& row) {
   const SamplingParams& params = *row.params;
   Draw draw{};
   draw.first_edit = static_cast<int32_t>(edits_.size());
-  if (!is_for_the_host(row, constrained)) {
+  if (!row.on_host && !row.given && !is_for_the_host(params)) {
     draw.on_device = 1;
     draw.scale = params.temperature == 0 ? 0 : std::min(1.0f / params.temperature, std::numeric_limits<float>::max());
     draw.top_k = static_cast<size_t>(params.top_k) < places_.size() ? params.top_k : 0;

@@ -10,12 +10,15 @@
 
 namespace slipway {
 
+// Whether a GPU can draw what the parameters ask for, not knowing the token before: penalties and bad words look at it.
+bool draws_ahead(const SamplingParams& params);
+
 class Draws {
  public:
   explicit Draws(int32_t vocab_size) : places_(static_cast<size_t>(vocab_size), -1) {}
 
   void clear();
-  void add(const SampleContext& row, bool constrained);
+  void add(const SampleContext& row);
 
   std::span<const Draw> draws() const { return draws_; }
   std::span<const LogitEdit> edits() const { return edits_; }

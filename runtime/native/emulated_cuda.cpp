@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -51,14 +52,16 @@ struct Graph {
 };
 
 struct Stream {
-  std::vector<Work> pending;
+  std::deque<Work> pending;
+  uint64_t enqueued = 0;  // since it was made, of which the last are pending
   Graph* capture = nullptr;
   uint64_t seed = 0, launches = 0;
 };
 
 struct Event {
   std::chrono::steady_clock::time_point time;
-  Stream* stream = nullptr;  // that it was last recorded on
+  Stream* stream = nullptr;  // that it was last recorded on, as its so manieth
+  uint64_t number = 0;
 };
 
 struct Memory {
@@ -136,15 +139,20 @@ Emulator& emulator() {
 
 CuResult enqueue(CuStream to, Work work) {
   auto* stream = static_cast<Stream*>(to);
-  (stream->capture ? stream->capture->nodes : stream->pending).push_back(std::move(work));
+  if (stream->capture) return stream->capture->nodes.push_back(std::move(work)), cuda_success;
+  stream->pending.push_back(std::move(work));
+  ++stream->enqueued;
   return cuda_success;
 }
 
-CuResult drain(Stream& stream) {
+// Does the first `until` works of all there ever were, as far as they are not done. What follows one that fails is never done.
+CuResult drain(Stream& stream, uint64_t until) {
   if (stream.capture) return capture_unsupported;  // a GPU would invalidate the capture
-  const std::vector<Work> pending = std::exchange(stream.pending, {});
-  for (const Work& work : pending)
-    if (const CuResult result = work()) return result;
+  while (!stream.pending.empty() && stream.enqueued - stream.pending.size() < until) {
+    const Work work = std::move(stream.pending.front());
+    stream.pending.pop_front();
+    if (const CuResult result = work()) return stream.pending.clear(), result;
+  }
   return cuda_success;
 }
 
@@ -217,22 +225,26 @@ CudaApi make() {
   };
   api.create_stream = [](CuStream* stream, unsigned) {
     const std::lock_guard held(emulator().lock);
-    return *stream = new Stream{{}, nullptr, emulator().seed, 0}, cuda_success;
+    return *stream = new Stream{.pending = {}, .seed = emulator().seed}, cuda_success;
   };
   api.destroy_stream = [](CuStream stream) { return delete static_cast<Stream*>(stream), cuda_success; };
   api.synchronize = [](CuStream stream) {
     const std::lock_guard held(emulator().lock);
-    return drain(*static_cast<Stream*>(stream));
+    return drain(*static_cast<Stream*>(stream), static_cast<Stream*>(stream)->enqueued);
   };
   api.create_event = [](CuEvent* event, unsigned) { return *event = new Event, cuda_success; };
   api.destroy_event = [](CuEvent event) { return delete static_cast<Event*>(event), cuda_success; };
   api.record_event = [](CuEvent event, CuStream stream) {
-    static_cast<Event*>(event)->stream = static_cast<Stream*>(stream);
-    return enqueue(stream, [=] { return static_cast<Event*>(event)->time = std::chrono::steady_clock::now(), cuda_success; });
+    auto& recorded = *static_cast<Event*>(event);
+    const CuResult result = enqueue(stream, [&recorded] { return recorded.time = std::chrono::steady_clock::now(), cuda_success; });
+    recorded.stream = static_cast<Stream*>(stream);
+    recorded.number = recorded.stream->enqueued;
+    return result;
   };
   api.wait_event = [](CuEvent event) {
     const std::lock_guard held(emulator().lock);
-    return drain(*static_cast<Event*>(event)->stream);
+    const auto& recorded = *static_cast<Event*>(event);
+    return recorded.stream ? drain(*recorded.stream, recorded.number) : cuda_success;
   };
   api.milliseconds = [](float* result, CuEvent from, CuEvent to) {
     const auto time = [](CuEvent event) { return static_cast<Event*>(event)->time; };

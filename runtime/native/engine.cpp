@@ -40,7 +40,7 @@ Engine::Engine(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> wei
       team_(num_threads),
       executor_(make_executor(plan, std::move(weights), team_)),
       scheduler_(scheduler_config(plan, std::move(eos_tokens), max_queued_requests), &vocabulary_, &drafts_),
-      draws_(vocab_size_) {
+      draws_{Draws(vocab_size_), Draws(vocab_size_)} {
   for (int32_t rank = 0; rank < num_threads; ++rank) samplers_.emplace_back(vocab_size_);
   metrics_.scheduler = scheduler_.stats();
   thread_ = start_thread([this] { serve(); });
@@ -115,13 +115,21 @@ void Engine::serve() {
 }
 
 bool Engine::serve_once() {
-  const bool idle = !scheduler_.has_work() && state_ == State::serving;
+  const bool idle = !in_flight_ && !scheduler_.has_work() && state_ == State::serving;
   const bool sleeps = idle && !executor_->bring_memory();
   for (Command& command : inbox_.take(std::chrono::duration<double>(sleeps ? idle_patience_s : 0))) obey(command);
   if (state_ == State::aborting || (state_ == State::draining && !scheduler_.has_work())) return false;
-  StepBatch* step = scheduler_.next(now_s());
-  std::vector<Event> events = step ? compute(*step) : scheduler_.take_events();
-  if (!step && events.empty() && scheduler_.has_work()) throw std::logic_error("the scheduler has requests and runs none of them");
+  if (!in_flight_)
+    if (StepBatch* step = scheduler_.next(now_s())) begin(*step);
+  std::vector<Event> events;
+  if (const std::optional<InFlight> step = std::exchange(in_flight_, std::nullopt)) {
+    if (executor_->draws() && !step->recorded)
+      if (StepBatch* ahead = scheduler_.next_ahead(now_s())) begin(*ahead);
+    events = finish(*step);
+  } else {
+    events = scheduler_.take_events();
+    if (events.empty() && scheduler_.has_work()) throw std::logic_error("the scheduler has requests and runs none of them");
+  }
   for (const Event& event : events)
     if (event.finish == FinishReason::error) scheduler_.cancel(event.request_id, now_s());  // its other sequences
   {
@@ -153,19 +161,30 @@ void Engine::refuse(uint64_t request_id, Refusal refusal) {
   publish(std::move(events));
 }
 
-std::vector<Event> Engine::compute(StepBatch& step) {
-  const double started_s = now_s();
-  const bool recording = recording_;
-  executor_->time_steps(recording);
-  if (executor_->draws()) ask_for_draws(step);
-  if (auto error = executor_->run(step.batch)) return scheduler_.fail(*error, now_s());
-  if (recording) record(step.batch);
-  sample(step);
+void Engine::begin(StepBatch& step) {
+  in_flight_ = {.step = &step, .started_s = now_s(), .recorded = recording_, .error = std::nullopt};
+  if (executor_->draws()) {
+    Draws& draws = draws_[num_begun_++ % 2];
+    draws.clear();
+    for (const SampleContext& row : step.rows) draws.add(row);
+    step.batch.draws = draws.draws().data();
+    step.batch.edits = draws.edits().data();
+  }
+  executor_->time_steps(in_flight_->recorded);
+  in_flight_->error = executor_->begin(step.batch);
+}
+
+std::vector<Event> Engine::finish(const InFlight& in_flight) {
+  if (in_flight.error) return scheduler_.fail(*in_flight.error, now_s());
+  executor_->finish();
+  if (in_flight.recorded) record(in_flight.step->batch);
+  sample(*in_flight.step);
   const double ended_s = now_s();
   {
     const std::lock_guard lock(books_);
-    metrics_.step.add(ended_s - started_s);
+    metrics_.step.add(ended_s - std::max(in_flight.started_s, ended_s_));
   }
+  ended_s_ = ended_s;
   return scheduler_.commit(std::exchange(sampled_, {}), ended_s);
 }
 
@@ -187,20 +206,8 @@ void Engine::constrain(StepBatch& step) {
     work(0);
 }
 
-void Engine::ask_for_draws(StepBatch& step) {
-  std::vector<bool> constrained(step.rows.size());
-  for (const StepBatch::Constrained& entry : step.constrained) {
-    const StepBatch::Slot& slot = step.slots[entry.slot];
-    std::fill_n(constrained.begin() + slot.first_row, slot.num_rows, true);
-  }
-  draws_.clear();
-  for (size_t row = 0; row < step.rows.size(); ++row) draws_.add(step.rows[row], constrained[row]);
-  step.batch.draws = draws_.draws().data();
-  step.batch.edits = draws_.edits().data();
-}
-
 // Rows that the executor has drawn; the others are to be sampled.
-void Engine::take_drawn(StepBatch& step) {
+void Engine::take_drawn(const StepBatch& step) {
   to_sample_.assign(step.rows.size(), nullptr);
   for (size_t row = 0; row < step.rows.size(); ++row) {
     const auto number = static_cast<int32_t>(row);
@@ -209,6 +216,8 @@ void Engine::take_drawn(StepBatch& step) {
       sampled_[row].token = drawn;
     else if (drawn != left_to_host)
       sampled_[row].error = drawn == drew_invalid_edits ? invalid_edits : invalid_logits;
+    else if (in_flight_)
+      sampled_[row].again = true;  // its logits may have been overwritten
     else if (!sampled_[row].error)
       to_sample_[row] = executor_->logits(number);
   }

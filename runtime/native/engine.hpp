@@ -60,15 +60,22 @@ class Engine {
   };
   struct Wake {};
   using Command = std::variant<Submission, Cancellation, Wake>;
+  // A step that the executor was given.
+  struct InFlight {
+    StepBatch* step;
+    double started_s;
+    bool recorded;
+    std::optional<std::string> error;
+  };
 
   double now_s() const;
   void serve();
   bool serve_once();
   void obey(Command& command);
-  std::vector<Event> compute(StepBatch& step);
-  void ask_for_draws(StepBatch& step);
+  void begin(StepBatch& step);
+  std::vector<Event> finish(const InFlight& step);
   void sample(StepBatch& step);
-  void take_drawn(StepBatch& step);
+  void take_drawn(const StepBatch& step);
   void constrain(StepBatch& step);
   void record(const Batch& batch);
   void refuse(uint64_t request_id, Refusal refusal);
@@ -84,7 +91,10 @@ class Engine {
   PromptLookup drafts_;
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;  // one a thread
-  Draws draws_;                    // if the executor draws
+  Draws draws_[2];                 // of steps in flight, which take turns, if the executor draws
+  size_t num_begun_ = 0;
+  std::optional<InFlight> in_flight_;
+  double ended_s_ = 0;             // the last step
   std::vector<float*> to_sample_;  // [rows] logits, null: the row has its token, or its error
   std::vector<Sampled> sampled_;
   Ticket next_row_, next_constrained_;

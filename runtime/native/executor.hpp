@@ -23,11 +23,18 @@ class Executor {
  public:
   virtual ~Executor() = default;
 
-  // The logits of `batch`, or the sentence of what failed. The batch must be within the limits.
-  virtual std::optional<std::string> run(const Batch& batch) = 0;
-  virtual float* logits(int32_t row) = 0;  // one thread may ask; what it points at any thread may use
+  // Begins to compute the logits of `batch`, which must be within the limits; or the sentence of what failed. An executor that draws may
+  // begin a second batch before the first is finished, that runs behind it.
+  virtual std::optional<std::string> begin(const Batch& batch) = 0;
+  virtual void finish() {}  // waits for the first batch that was begun and not finished
+  std::optional<std::string> run(const Batch& batch) {
+    auto error = begin(batch);
+    if (!error) finish();
+    return error;
+  }
+  virtual float* logits(int32_t row) = 0;  // of the last batch begun. One thread may ask; what it points at any thread may use
 
-  // Whether it draws tokens, of batches that say how. drawn: a row's token, or one of what stands instead (above).
+  // Whether it draws tokens, of batches that say how. drawn: a row's token of the batch finished last, or one of what stands instead (above).
   virtual bool draws() const { return false; }
   virtual int32_t drawn(int32_t) const { return left_to_host; }
 

@@ -50,9 +50,8 @@ GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<con
       scratch_(gpu_, static_cast<size_t>(plan.shared_scratch_bytes), "scratch"),
       counters_(gpu_, static_cast<size_t>(4 * plan.counters), "counters"),
       inputs_(gpu_, most_input_bytes(plan), "a step's inputs"),
-      sent_(gpu_, inputs_.size()),
       results_(gpu_, static_cast<size_t>(plan.limits.max_logit_rows * plan.logits.row_bytes)),
-      tokens_(gpu_, static_cast<size_t>(plan.limits.max_logit_rows * plan.drawn.value_or(plan.logits).row_bytes)),
+      under_way_{new_under_way(plan), new_under_way(plan)},
       step_seconds_(plan.steps.size()) {
   for (const GpuBytes* zeroed : {&kv_, &counters_})
     if (zeroed->size()) gpu_.check(gpu_.api().fill(zeroed->at(), 0, zeroed->size(), gpu_.stream()), "zeros");
@@ -110,22 +109,34 @@ CuFunction GpuExecutor::function(const StepSpec& step, const LaunchSpec& launch)
   return find_function(gpu_, module.get(), launch.function, launch.shared_bytes);
 }
 
-std::optional<std::string> GpuExecutor::run(const Batch& batch) {
+GpuExecutor::UnderWay GpuExecutor::new_under_way(const Plan& plan) const {
+  const int64_t token_bytes = plan.drawn ? plan.drawn->row_bytes : 1;
+  return {{gpu_, inputs_.size()}, {gpu_, static_cast<size_t>(plan.limits.max_logit_rows * token_bytes)}, make_event(gpu_)};
+}
+
+std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
+  if (begun_ - finished_ == 2) throw std::logic_error("a third step before the first was finished");
   gpu_.make_current();
-  send(batch);
+  UnderWay& own = under_way(begun_++);
+  send(batch, own.sent);
   const Bucket bucket = bucket_of(batch);
   if (timed_)
     run_timed(bucket);
   else
     gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
   if (batch.draws && batch.num_logit_rows)
-    gpu_.check(gpu_.api().copy_to_host(tokens_.data(), arena_.at() + static_cast<CuDevicePtr>(drawn_->arena_offset),
+    gpu_.check(gpu_.api().copy_to_host(own.tokens.data(), arena_.at() + static_cast<CuDevicePtr>(drawn_->arena_offset),
                                        static_cast<size_t>(batch.num_logit_rows * drawn_->row_bytes), gpu_.stream()), "the tokens");
   is_here_.assign(static_cast<size_t>(batch.num_logit_rows), false);
   for (int32_t row = 0; row < batch.num_logit_rows; ++row)
     if (!batch.draws || !batch.draws[row].on_device) bring(row);
-  gpu_.synchronize();
+  gpu_.check(gpu_.api().record_event(own.done.get(), gpu_.stream()), "an event");
   return std::nullopt;
+}
+
+void GpuExecutor::finish() {
+  gpu_.make_current();
+  gpu_.check(gpu_.api().wait_event(under_way(finished_++).done.get()), "a step");
 }
 
 float* GpuExecutor::logits(int32_t row) {
@@ -139,7 +150,7 @@ float* GpuExecutor::logits(int32_t row) {
 
 int32_t GpuExecutor::drawn(int32_t row) const {
   int32_t token;
-  std::memcpy(&token, tokens_.data() + row * drawn_->row_bytes, sizeof token);
+  std::memcpy(&token, under_way_[(finished_ - 1) % 2].tokens.data() + row * drawn_->row_bytes, sizeof token);
   return token;
 }
 
@@ -151,12 +162,12 @@ void GpuExecutor::bring(int32_t row) {
 }
 
 // All arrays behind each other, and in front of them the Batch that says where they are on the device.
-void GpuExecutor::send(const Batch& batch) {
+void GpuExecutor::send(const Batch& batch, const PinnedBytes& through) {
   size_t end = aligned(sizeof(Batch));
   const auto put = [&]<class T>(const T* values, size_t count) {
     const size_t bytes = count * sizeof(T);
-    if (end + bytes > sent_.size()) throw std::logic_error("a step beyond the engine's limits");
-    if (count) std::memcpy(sent_.data() + end, values, bytes);
+    if (end + bytes > through.size()) throw std::logic_error("a step beyond the engine's limits");
+    if (count) std::memcpy(through.data() + end, values, bytes);
     const auto* there = reinterpret_cast<const T*>(inputs_.data() + end);
     end += aligned(bytes);
     return there;
@@ -174,8 +185,9 @@ void GpuExecutor::send(const Batch& batch) {
     sent.draws = put(batch.draws, static_cast<size_t>(batch.num_logit_rows));
     sent.edits = put(batch.edits, static_cast<size_t>(last.first_edit + last.num_edits));
   }
-  std::memcpy(sent_.data(), &sent, sizeof sent);
-  gpu_.check(gpu_.api().copy_to_device(inputs_.at(), sent_.data(), end, gpu_.stream()), "a step's inputs");
+  if (drawn_) sent.drawn = {arena_.data() + drawn_->arena_offset, drawn_->row_bytes};
+  std::memcpy(through.data(), &sent, sizeof sent);
+  gpu_.check(gpu_.api().copy_to_device(inputs_.at(), through.data(), end, gpu_.stream()), "a step's inputs");
 }
 
 GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {

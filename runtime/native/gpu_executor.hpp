@@ -20,7 +20,8 @@ class GpuExecutor final : public Executor {
   ~GpuExecutor() override;
 
   // Throws std::runtime_error where the GPU fails: it computes no more after that.
-  std::optional<std::string> run(const Batch& batch) override;
+  std::optional<std::string> begin(const Batch& batch) override;
+  void finish() override;
   float* logits(int32_t row) override;
   bool draws() const override { return drawn_.has_value(); }
   int32_t drawn(int32_t row) const override;
@@ -47,10 +48,18 @@ class GpuExecutor final : public Executor {
     std::list<Bucket>::iterator use;
   };
 
+  // What a batch under way occupies on the host.
+  struct UnderWay {
+    PinnedBytes sent, tokens;  // its numbers and arrays; tokens drawn
+    Owned<CuEvent> done;
+  };
+
+  UnderWay new_under_way(const Plan& plan) const;
+  UnderWay& under_way(uint64_t number) { return under_way_[number % 2]; }
   Step resolve(const StepSpec& spec, const Plan& plan);
   CuFunction function(const StepSpec& step, const LaunchSpec& launch);
   void upload(const std::vector<std::shared_ptr<const Mapping>>& weights);
-  void send(const Batch& batch);
+  void send(const Batch& batch, const PinnedBytes& through);
   void bring(int32_t row);
   Bucket bucket_of(const Batch& batch) const;
   CuGraphExec graph(const Bucket& bucket);
@@ -63,8 +72,10 @@ class GpuExecutor final : public Executor {
   Gpu gpu_;
   std::vector<GpuBytes> weights_;
   GpuBytes arena_, kv_, scratch_, counters_, inputs_;
-  PinnedBytes sent_, results_, tokens_;  // what inputs_ gets; logits; tokens drawn
-  std::vector<bool> is_here_;            // the logits of a row
+  PinnedBytes results_;        // logits, of the batch begun last
+  std::vector<bool> is_here_;  // a row of those
+  UnderWay under_way_[2];      // batches take turns
+  uint64_t begun_ = 0, finished_ = 0;
   std::map<std::string, Owned<CuModule>> modules_;
   std::vector<int32_t> lengths_;  // that launches ask for, of the longest sequence's new tokens
   std::vector<Step> steps_;

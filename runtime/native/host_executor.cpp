@@ -69,7 +69,7 @@ bool HostExecutor::bring_memory() {
   return true;
 }
 
-std::optional<std::string> HostExecutor::run(const Batch& batch) {
+std::optional<std::string> HostExecutor::begin(const Batch& batch) {
   batch_ = batch;
   error_.reset();
   for (Ticket& ticket : tickets_) ticket.next.store(0, std::memory_order_relaxed);

@@ -23,7 +23,7 @@ class HostExecutor final : public Executor {
   HostExecutor(const Plan& plan, std::vector<std::shared_ptr<const Mapping>> weights, Team& team);
   HostExecutor(const HostExecutor&) = delete;
 
-  std::optional<std::string> run(const Batch& batch) override;
+  std::optional<std::string> begin(const Batch& batch) override;
   float* logits(int32_t row) override { return logits_.row<float>(row); }
   bool bring_memory() override;
   void run_segments_with(SegmentRunner segments) override { segments_ = std::move(segments); }

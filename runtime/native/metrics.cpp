@@ -36,7 +36,7 @@ std::map<std::string, double> EngineMetrics::by_name() const {
       {"requests_cancelled_total", cancelled}, {"prompt_tokens_total", s.prompt_tokens}, {"cached_tokens_total", s.cached_tokens},
       {"computed_tokens_total", s.tokens_computed}, {"generated_tokens_total", s.tokens_generated},
       {"drafted_tokens_total", s.drafted_tokens}, {"accepted_tokens_total", s.accepted_tokens},
-      {"preemptions_total", s.preemptions}, {"steps_total", s.steps}, {"sequences_running", s.running_sequences},
+      {"preemptions_total", s.preemptions}, {"steps_total", s.steps}, {"steps_ahead_total", s.steps_ahead}, {"sequences_running", s.running_sequences},
       {"sequences_waiting", s.waiting_sequences}, {"kv_blocks_free", s.free_blocks}, {"kv_blocks_cached", s.cached_blocks},
       {"kv_blocks_owned", s.owned_blocks}};
   const std::pair<const char*, const Histogram*> histograms[] = {

@@ -31,6 +31,7 @@ struct TokenLogprob {
 
 struct Sampled {
   int32_t token = 0;
+  bool again = false;                    // none was drawn: the host is to draw, of logits computed once more
   std::optional<std::string> error;      // NaN or +inf logits, or no token left; then `token` means nothing
   std::optional<float> logprob;          // of `token`, if the request wants logprobs
   std::vector<TokenLogprob> top;         // the best params.logprobs tokens, best first
@@ -46,9 +47,11 @@ struct SampleContext {
   const uint32_t* allowed_tokens = nullptr;    // bit t%32 of word t/32: token t is allowed; null: all are
   uint64_t seed = 0;
   uint32_t sequence_index = 0;
+  bool on_host = false;                        // to be drawn by the host, whatever else it asks
+  int32_t pending = 0;                         // tokens behind the history that the step before draws
   std::optional<int32_t> given = std::nullopt; // in the prompt: the token that follows. None is drawn, its logprob is wanted
 
-  int32_t output_position() const { return static_cast<int32_t>(history.size()) - prompt_length; }
+  int32_t output_position() const { return static_cast<int32_t>(history.size()) + pending - prompt_length; }
 };
 
 // Calls what changes single logits, in the order above, up to the grammar: add(token, bias), and then penalize(token, Penalty), once a token.

@@ -15,8 +15,9 @@
 // Draws depend on (seed, sequence index, output position) and logits alone, never on the schedule. Draft tokens
 // are accepted while they equal the token drawn from the target's own row.
 //
-// Owned by the engine thread; no call is thread-safe. next() and commit() alternate; add() and cancel() may come in
-// between: what a step in flight uses is let go at its commit.
+// Owned by the engine thread; no call is thread-safe. next() and commit() alternate, next_ahead() may come between them; add() and
+// cancel() may come at any time: what a step in flight uses is let go at its commit. What a step that was begun ahead uses may be given to
+// steps begun behind it, which must run behind it.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -52,7 +53,8 @@ struct SchedulerStats {
   int32_t running_sequences = 0, waiting_sequences = 0, unfinished_requests = 0;
   int32_t free_blocks = 0, cached_blocks = 0, owned_blocks = 0;
   // Since the start.
-  int64_t steps = 0, tokens_computed = 0, tokens_generated = 0;
+  int64_t steps = 0, steps_ahead = 0;                 // ahead: begun while another ran
+  int64_t tokens_computed = 0, tokens_generated = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0;      // of sequences before their first preemption
   int64_t drafted_tokens = 0, accepted_tokens = 0;
   int64_t preemptions = 0, refused_requests = 0, finished_requests = 0;
@@ -74,12 +76,17 @@ class Scheduler {
   // The next step, or null if there is nothing to compute. There may be events all the same: take_events(). Its constrained
   // slots must be given their masks before they are sampled.
   StepBatch* next(double now_s);
+  // A step that can begin while the one in flight runs: for sequences whose next token that one draws, wherever it needs nothing else of
+  // it. Null where the step in flight has to end first: somebody could be admitted, or a token decides more than what is read next.
+  // Its token ids are ~row of the step in flight, and commit() of that makes it the one in flight.
+  StepBatch* next_ahead(double now_s);
   // `sampled` has one entry a logit row. Returns all events since the last commit or take_events().
   std::vector<Event> commit(std::vector<Sampled> sampled, double now_s);
   // Instead of commit(), when the step could not be run: its sequences end with an error.
   std::vector<Event> fail(const std::string& message, double now_s);
   std::vector<Event> take_events();
 
+  StepBatch* in_flight() { return in_flight_ ? step_ : nullptr; }  // the one that commit() is to be called for
   bool has_work() const { return !requests_.empty(); }
   SchedulerStats stats() const;
   const KvCache& kv() const { return kv_; }
@@ -99,6 +106,7 @@ class Scheduler {
   void start_siblings(RequestGroup& group);
   void expire(double now_s);
   void admit_waiting(double now_s);
+  bool could_admit() const;
   bool fits(const Sequence& waiting) const;
   bool make_room(const Sequence& waiting);
   void admit(Sequence& sequence, double now_s);
@@ -119,6 +127,7 @@ class Scheduler {
   void finish(Sequence& sequence, FinishReason reason, Event event, double now_s);
   void end(Sequence& sequence, FinishReason reason, double now_s);  // at once, or with the step that it is in
   void end_step();
+  void leave_ahead(const Sequence& sequence);
 
   const SchedulerConfig config_;
   const Vocabulary* const vocabulary_;
@@ -127,8 +136,9 @@ class Scheduler {
   std::unordered_map<uint64_t, std::unique_ptr<RequestGroup>> requests_;
   Ranked waiting_, running_;
   uint64_t num_added_ = 0;
-  StepBatch step_;
-  bool in_flight_ = false;
+  StepBatch steps_[2];
+  StepBatch *step_ = &steps_[0], *ahead_ = &steps_[1];
+  bool in_flight_ = false, ahead_in_flight_ = false;
   std::vector<Event> events_;
   SchedulerStats totals_;
 };

@@ -108,6 +108,13 @@ bool Scheduler::fits(const Sequence& waiting) const {
   return kv_.blocks_for(waiting.num_known()) <= spare || kv_.cost(waiting.tokens, waiting.group->request.salt) <= spare;
 }
 
+// Whether next() might admit one.
+bool Scheduler::could_admit() const {
+  if (waiting_.empty()) return false;
+  const Sequence& head = **waiting_.begin();
+  return running_.empty() || ByRank()(&head, *running_.rbegin()) || fits(head);
+}
+
 // Preempts sequences that rank behind `waiting`, last first, if that makes it fit.
 bool Scheduler::make_room(const Sequence& waiting) {
   if (running_.empty() || !ByRank()(&waiting, *running_.rbegin())) return false;

@@ -20,8 +20,9 @@ Event news_of(const Sequence& sequence) {
 
 std::vector<Event> Scheduler::commit(std::vector<Sampled> sampled, double now_s) {
   if (!in_flight_) throw std::logic_error("scheduler: commit() without a step");
-  if (sampled.size() != step_.rows.size()) throw std::logic_error("scheduler: commit() needs one entry a logit row");
-  for (const StepBatch::Slot& slot : step_.slots) {
+  if (sampled.size() != step_->rows.size()) throw std::logic_error("scheduler: commit() needs one entry a logit row");
+  for (const StepBatch::Slot& slot : step_->slots) {
+    if (!slot.sequence) continue;
     slot.sequence->in_step = false;
     commit_slot(slot, std::span(sampled).subspan(static_cast<size_t>(slot.first_row), static_cast<size_t>(slot.num_rows)), now_s);
   }
@@ -31,7 +32,8 @@ std::vector<Event> Scheduler::commit(std::vector<Sampled> sampled, double now_s)
 
 std::vector<Event> Scheduler::fail(const std::string& message, double now_s) {
   if (!in_flight_) throw std::logic_error("scheduler: fail() without a step");
-  for (const StepBatch::Slot& slot : step_.slots) {
+  for (const StepBatch::Slot& slot : step_->slots) {
+    if (!slot.sequence) continue;
     slot.sequence->in_step = false;
     Event event = news_of(*slot.sequence);
     event.error = message;
@@ -42,8 +44,19 @@ std::vector<Event> Scheduler::fail(const std::string& message, double now_s) {
 }
 
 void Scheduler::end_step() {
-  in_flight_ = false;
-  step_.clear();
+  step_->clear();
+  in_flight_ = std::exchange(ahead_in_flight_, false);
+  if (!in_flight_) return;
+  std::swap(step_, ahead_);
+  step_->take_drawn();
+  for (const StepBatch::Slot& slot : step_->slots)
+    if (slot.sequence) slot.sequence->in_step = true;
+}
+
+void Scheduler::leave_ahead(const Sequence& sequence) {
+  if (!ahead_in_flight_) return;
+  for (StepBatch::Slot& slot : ahead_->slots)
+    if (slot.sequence == &sequence) slot.sequence = nullptr;
 }
 
 void Scheduler::commit_slot(const StepBatch::Slot& slot, std::span<Sampled> sampled, double now_s) {
@@ -56,6 +69,12 @@ void Scheduler::commit_slot(const StepBatch::Slot& slot, std::span<Sampled> samp
   sequence.num_computed += slot.num_tokens - slot.num_drafts;
   totals_.tokens_computed += slot.num_tokens;
 
+  sequence.on_host = !sampled.empty() && sampled.back().again;
+  if (sequence.on_host && !sequence.cancelled) {
+    --sequence.num_computed;
+    leave_ahead(sequence);
+    return;
+  }
   Event event = news_of(sequence);
   std::optional<FinishReason> reason;
   if (sequence.cancelled) reason = FinishReason::cancelled;
@@ -123,6 +142,7 @@ void Scheduler::end(Sequence& sequence, FinishReason reason, double now_s) {
 
 void Scheduler::finish(Sequence& sequence, FinishReason reason, Event event, double now_s) {
   RequestGroup& group = *sequence.group;
+  leave_ahead(sequence);
   if (sequence.text) sequence.text->finish(event.text);
   sequence.finished = true;
   sequence.metrics.finished_s = now_s;

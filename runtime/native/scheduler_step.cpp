@@ -3,24 +3,56 @@
 #include <stdexcept>
 #include <unordered_set>
 
+#include "draws.hpp"
 #include "scheduler.hpp"
 #include "sequence.hpp"
 
 namespace slipway {
+namespace {
+
+// Whether the step draws one token of the sequence, and nothing but that token is needed to go on.
+bool draws_next_alone(const Sequence& sequence, const StepBatch::Slot& slot) {
+  const SamplingParams& params = sequence.group->request.params;
+  const bool draws_one = slot.num_rows == 1 && slot.num_scored == 0;
+  return draws_one && !sequence.cancelled && !sequence.constraint && !sequence.on_host && params.speculate_tokens == 0 && draws_ahead(params);
+}
+
+}  // namespace
 
 StepBatch* Scheduler::next(double now_s) {
   if (in_flight_) throw std::logic_error("scheduler: next() before the last step was committed");
   expire(now_s);
   grow_running();
   admit_waiting(now_s);
-  step_.clear();
+  step_->clear();
   add_decodes();
   add_prefills();
-  if (step_.slots.empty()) return nullptr;
-  step_.seal(config_.vocab_size);
+  if (step_->slots.empty()) return nullptr;
+  step_->seal(config_.vocab_size);
   in_flight_ = true;
   ++totals_.steps;
-  return &step_;
+  return step_;
+}
+
+StepBatch* Scheduler::next_ahead(double now_s) {
+  if (!in_flight_ || ahead_in_flight_) throw std::logic_error("scheduler: next_ahead() without one step in flight");
+  expire(now_s);
+  if (could_admit() || running_.size() != step_->slots.size()) return nullptr;
+  for (const StepBatch::Slot& slot : step_->slots)
+    if (!slot.sequence || !draws_next_alone(*slot.sequence, slot)) return nullptr;
+  ahead_->clear();
+  for (const StepBatch::Slot& slot : step_->slots) {
+    Sequence& sequence = *slot.sequence;
+    if (sequence.metrics.output_tokens + 1 >= sequence.group->max_tokens) continue;  // it ends with the step in flight
+    if (!kv_.grow(sequence.lease, sequence.num_known() + 1)) return nullptr;
+    ahead_->append_drawn(sequence, slot.first_row);
+  }
+  if (ahead_->slots.empty()) return nullptr;
+  ahead_->seal(config_.vocab_size);
+  ahead_in_flight_ = true;
+  ++totals_.steps;
+  ++totals_.steps_ahead;
+  return ahead_;
 }
 
 // Room for the token that each decode drew last. The first in rank can take from all others, so it always gets it.
@@ -62,7 +94,7 @@ void Scheduler::add_decodes() {
   for (Sequence* sequence : decodes) {
     add_drafts(*sequence, spare);
     spare -= sequence->num_drafts;
-    step_.append(*sequence, 1 + sequence->num_drafts);
+    step_->append(*sequence, 1 + sequence->num_drafts);
   }
 }
 
@@ -93,11 +125,11 @@ void Scheduler::add_prefills() {
     const int64_t next_block = int64_t{sequence->lease.num_published + 1} * config_.block_size;
     const auto next = kv_.unpublished_keys(sequence->lease, sequence->tokens, std::min<int64_t>(next_block, sequence->num_known() - 1));
     if (!next.empty() && under_way.contains(next.front())) continue;
-    int32_t chunk = std::min(sequence->num_uncomputed(), config_.max_batch_tokens - step_.num_tokens());
-    const int32_t rows_left = config_.max_logit_rows - step_.num_rows();
+    int32_t chunk = std::min(sequence->num_uncomputed(), config_.max_batch_tokens - step_->num_tokens());
+    const int32_t rows_left = config_.max_logit_rows - step_->num_rows();
     chunk -= std::max(0, sequence->rows_wanted(chunk) - rows_left);  // its last tokens wait for free logit rows
     if (chunk <= 0) continue;
-    step_.append(*sequence, chunk);
+    step_->append(*sequence, chunk);
     const auto keys = kv_.unpublished_keys(sequence->lease, sequence->tokens, sequence->num_computed + chunk);
     under_way.insert(keys.begin(), keys.end());
   }

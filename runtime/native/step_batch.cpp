@@ -18,7 +18,8 @@ SampleContext context_of(const Sequence& sequence, size_t history_length) {
           .ending_tokens = group.ending_tokens,
           .allowed_tokens = nullptr,
           .seed = group.seed,
-          .sequence_index = static_cast<uint32_t>(sequence.index)};
+          .sequence_index = static_cast<uint32_t>(sequence.index),
+          .on_host = sequence.constraint || sequence.on_host};
 }
 
 }  // namespace
@@ -57,6 +58,24 @@ void StepBatch::append(Sequence& sequence, int32_t num_tokens) {
   if (sequence.constraint && wanted > 0) constrained.push_back({.slot = slots.size() - 1, .first_mask = 0});
 }
 
+void StepBatch::append_drawn(Sequence& sequence, int32_t row) {
+  slots.push_back({&sequence, 1, 0, num_rows(), 1, 0});
+  logit_rows.push_back(num_tokens());
+  rows.push_back(context_of(sequence, sequence.tokens.size()));
+  rows.back().pending = 1;
+  token_ids.push_back(~row);
+  positions.push_back(sequence.num_known());
+  cu_seqlens.push_back(num_tokens());
+  kv_lens.push_back(positions.back() + 1);
+  request_ids.push_back(sequence.group->request.id);
+  sequence_indices.push_back(sequence.index);
+}
+
+void StepBatch::take_drawn() {
+  for (const Slot& slot : slots)
+    if (slot.sequence) rows[static_cast<size_t>(slot.first_row)] = context_of(*slot.sequence, slot.sequence->tokens.size());
+}
+
 void StepBatch::seal(int32_t vocab_size) {
   size_t width = 0;
   for (const Slot& slot : slots) width = std::max(width, slot.sequence->lease.blocks.size());
@@ -76,7 +95,8 @@ void StepBatch::seal(int32_t vocab_size) {
            .block_table = block_table.data(),
            .logit_rows = logit_rows.data(),
            .draws = nullptr,
-           .edits = nullptr};
+           .edits = nullptr,
+           .drawn = {}};
   size_t num_masks = 0;
   for (Constrained& entry : constrained) {
     entry.first_mask = num_masks;

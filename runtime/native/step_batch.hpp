@@ -16,7 +16,7 @@ struct Sequence;
 struct StepBatch {
   // A sequence's share of the step.
   struct Slot {
-    Sequence* sequence;
+    Sequence* sequence;  // null: it left after the step began, which computes for nobody then
     int32_t num_tokens;
     int32_t num_drafts;  // the last of these tokens
     int32_t first_row, num_rows;
@@ -45,6 +45,9 @@ struct StepBatch {
   // The next num_tokens of the sequence's uncomputed tokens. Logits are wanted of those in the prompt that are to be scored
   // and, if the tokens are the last, of the last known one and of each draft token behind it.
   void append(Sequence& sequence, int32_t num_tokens);
+  // The token that the step before draws in its logit row `row`.
+  void append_drawn(Sequence& sequence, int32_t row);
+  void take_drawn();  // the sequences have those tokens now
   void seal(int32_t vocab_size);  // lays out the block table and the masks, and points `batch` at everything
 
   // Gives the rows of constrained[index] their masks, or says why it could not. Once each before they are sampled; different ones

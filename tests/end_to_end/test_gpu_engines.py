@@ -81,6 +81,7 @@ def test_the_tokens_it_draws_are_those_the_host_draws(engine_directory, monkeypa
             asked = SamplingParams(max_tokens=8, seed=5, **options)
             (by_gpu,), (by_host,) = engine.generate([prompt], asked), engine.generate([prompt], replace(asked, logprobs=0))
             assert by_gpu.token_ids == by_host.token_ids
+        assert engine.metrics()["steps_ahead_total"] == 7  # of the request that is drawn on the GPU and needs no token on the host
 
 
 def logits_of_steps(directory, tokens):

@@ -16,7 +16,7 @@ from slipway.plugins.plugin import Kernel, Launch
 from slipway.runtime import _native
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS = 4, 2, 6
-ARRAYS = ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits")
+ARRAYS = ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits", "drawn")
 
 
 class Call(ctypes.Structure):

@@ -47,8 +47,8 @@ class Batch(ctypes.Structure):
 
     _fields_ = [(n, ctypes.c_int32) for n in ("num_tokens", "num_seqs", "num_logit_rows", "max_blocks")] + [
         (n, ctypes.c_void_p)
-        for n in ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits")
-    ]
+        for n in ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits", "drawn")
+    ] + [("drawn_row_bytes", ctypes.c_int64)]
 
 
 class Operand(ctypes.Structure):

@@ -36,6 +36,7 @@ class Serving(RuleBasedStateMachine):
         max_sequences=st.integers(1, 5),
         max_logit_rows=st.integers(1, 8),
         speculation_max_sequences=st.integers(0, 5),
+        overlaps=st.booleans(),
     )
     def start(self, **limits):
         self.engine = Engine(max_sequence_length=LONGEST, ageing_s=5.0, **limits)
@@ -338,3 +339,48 @@ def test_unseeded_requests_differ():
     engine.run()
     assert len({tuple(output) for output in engine.outputs.values()}) == 3
     assert np.ptp([len(output) for output in engine.outputs.values()]) == 0
+
+
+def test_decodes_begin_while_the_step_before_runs():
+    engine = Engine(overlaps=True, again_one_in=10**9)
+    p = params(max_tokens=20, ignore_eos=True)
+    for id in range(3):
+        engine.add(id, [1, 2, id + 1], p)
+    engine.run()
+    assert all(engine.outputs[id, 0] == expected_output([1, 2, id + 1], p, 0, 20) for id in range(3))
+    assert len(engine.steps) == 20 and engine.num_ahead == 19
+
+
+def test_a_token_that_could_not_be_drawn_is_the_hosts_a_step_later():
+    engine = Engine(overlaps=True, again_one_in=1)
+    p = params(max_tokens=6, ignore_eos=True)
+    engine.add(0, [1, 2], p)
+    engine.run()
+    assert engine.outputs[0, 0] == expected_output([1, 2], p, 0, 6)
+    a_token = [False, False, True]  # a step that cannot draw, one ahead for nobody, one whose logits are the host's
+    assert [step["rows"][0].on_host for step in engine.steps] == [*a_token * 5, False]
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.2}, {"bad_words": [[3, 4]]}, {"logprobs": 0}, {"typical_p": 0.5}, {"speculate_tokens": 2}])
+def test_what_needs_the_token_before_waits_for_it(options):
+    engine = Engine(overlaps=True)
+    engine.add(0, [1, 2], params(max_tokens=6, ignore_eos=True, **options))
+    engine.run()
+    assert engine.num_ahead == 0 and len(engine.outputs[0, 0]) == 6
+
+
+def test_a_request_that_comes_in_is_admitted_by_the_next_step():
+    engine = Engine(overlaps=True, again_one_in=10**9)
+    engine.add(0, [1, 2], params(max_tokens=30, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    engine.add(1, [2, 1], params(max_tokens=2, ignore_eos=True))
+    for _ in range(2):  # the one in flight, and the one that admits
+        engine.step()
+    assert len(engine.outputs[1, 0]) == 1
+
+
+def test_ahead_of_nothing_is_nothing():
+    engine = Engine()
+    with pytest.raises(RuntimeError, match="without one step in flight"):
+        engine.scheduler.next_ahead(0.0)

@@ -34,6 +34,13 @@ struct LogitEdit {
   float add, repetition, minus;
 };
 
+// A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.
+struct Operand {
+  std::byte* data;
+  int64_t row_bytes;
+  template <class T> T* row(int64_t r) const { return reinterpret_cast<T*>(data + r * row_bytes); }
+};
+
 // One engine step: a ragged batch whose sequences lie one after the other. All arrays live for the whole step.
 struct Batch {
   int32_t num_tokens;          // rows of every buffer before the gather
@@ -48,13 +55,7 @@ struct Batch {
   const int32_t* logit_rows;   // [num_logit_rows] token rows whose logits are wanted, ascending
   const Draw* draws;           // [num_logit_rows]; null: the host draws all rows
   const LogitEdit* edits;      // those of all rows
-};
-
-// A matrix in the arena (or a column range of one): row r starts at data + r * row_bytes.
-struct Operand {
-  std::byte* data;
-  int64_t row_bytes;
-  template <class T> T* row(int64_t r) const { return reinterpret_cast<T*>(data + r * row_bytes); }
+  Operand drawn;               // tokens of the step before, a row each: a token id below 0 is ~row, on a GPU
 };
 
 }  // namespace slipway

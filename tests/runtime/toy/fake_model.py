@@ -46,9 +46,14 @@ def expected_output(prompt: list[int], p: SamplingParams, index: int, max_tokens
 
 
 class Engine:
-    """A scheduler in the loop that the engine thread runs. `outputs` and `finishes` are by (request id, index)."""
+    """A scheduler in the loop that the engine thread runs. `outputs` and `finishes` are by (request id, index).
 
-    def __init__(self, vocabulary=None, **config):
+    overlaps: steps begin while others run, as on a GPU, which cannot draw one token in `again_one_in`; the host draws that a step later.
+    """
+
+    def __init__(self, vocabulary=None, overlaps=False, again_one_in=5, **config):
+        self.overlaps, self.random, self.again_one_in = overlaps, np.random.default_rng(0), again_one_in
+        self.ahead, self.voided, self.num_ahead = None, set(), 0
         self.config = core.SchedulerConfig()
         defaults = dict(num_blocks=64, block_size=4, vocab_size=VOCAB, max_sequence_length=64, max_batch_tokens=16)
         limits = dict(max_sequences=4, max_logit_rows=16, eos_token_ids=[EOS])
@@ -73,18 +78,32 @@ class Engine:
     def step(self, during=None) -> bool:
         """One step; `during` is called while it is in flight. False if there was nothing to compute."""
         self.now += 1
-        step = self.scheduler.next(self.now)
-        self.check()
-        if step is None:
-            self.take(self.scheduler.take_events())
-            return False
-        self.steps.append(step)
-        rows = self.compute(step)
+        if not self.ahead:
+            step = self.scheduler.next(self.now)
+            self.check()
+            if step is None:
+                self.take(self.scheduler.take_events())
+                return False
+            rows = self.compute(step)
+        else:
+            step, self.ahead = self.ahead, None
+            rows = self.draw(step)
+        self.voided.clear()
+        if self.overlaps and (ahead := self.scheduler.next_ahead(self.now)):
+            rows = [core.Sampled(0, again=True) if self.random.integers(self.again_one_in) == 0 else row for row in rows]
+            self.voided = {self.key(step, i) for i, row in enumerate(rows) if row.again}
+            ahead["token_ids"] = [rows[~token].token for token in ahead["token_ids"]]
+            self.num_ahead += 1
+            self.write(ahead)
+            self.ahead = ahead
         if during:
             during()
         self.take(self.scheduler.commit(rows, self.now))
         self.check()
         return True
+
+    def key(self, step, i):
+        return step["request_ids"][i], step["sequence_indices"][i]
 
     def run(self, most_steps=2000):
         """Until all is done. A step that computes nothing while there is work would be a deadlock."""
@@ -110,10 +129,16 @@ class Engine:
                 self.finishes[key], self.errors[key] = event.finish, event.error
 
     def compute(self, step) -> list:
+        self.write(step)
+        return self.draw(step)
+
+    def write(self, step) -> None:
+        """What the step puts into the KV cache; its sequences' tokens come with it."""
+        self.steps.append(step)
         config, ends = self.config, step["cu_seqlens"]
         assert 0 < len(step["token_ids"]) <= config.max_batch_tokens
         assert len(step["kv_lens"]) <= config.max_sequences and len(step["rows"]) <= config.max_logit_rows
-        sequences = [self.sequence(step, i) for i in range(len(step["kv_lens"]))]
+        sequences = step["sequences"] = [self.sequence(step, i) for i in range(len(step["kv_lens"]))]
         readers = {}
         for i, (tokens, _, blocks) in enumerate(sequences):
             for block in blocks[: -(-len(tokens) // config.block_size)]:
@@ -127,10 +152,16 @@ class Engine:
         for tokens, _, blocks in sequences:
             for position in range(len(tokens)):
                 assert self.slots[self.slot(blocks, position)] == (position, prefix_hash(tuple(tokens[: position + 1])))
+
+    def draw(self, step) -> list:
+        """Of rows of sequences that left in the meantime nothing is drawn."""
         rows = []
-        for row, context in zip(step["logit_rows"], step["rows"], strict=True):
-            i = next(i for i, end in enumerate(ends[1:]) if row < end)
-            assert context.history == sequences[i][0][: step["positions"][row] + 1]
+        for row, context in zip(step["logit_rows"], self.scheduler.in_flight()["rows"], strict=True):
+            i = next(i for i, end in enumerate(step["cu_seqlens"][1:]) if row < end)
+            if self.key(step, i) in self.voided or self.key(step, i) in self.finishes:
+                rows.append(core.Sampled(0))
+                continue
+            assert context.history == step["sequences"][i][0][: step["positions"][row] + 1]
             rows.append(self.sampler.sample(logits(tuple(context.history)).copy(), context))
         return rows
 
