@@ -70,7 +70,7 @@ SchedulerConfig random_config(Random& random) {
 
 class Fuzz {
  public:
-  explicit Fuzz(uint64_t seed) : random_(seed), config_(random_config(random_)), scheduler_(config_, &vocabulary_, &drafts_) {}
+  explicit Fuzz(uint64_t seed) : random_(seed), config_(random_config(random_)), scheduler_(config_, &vocabulary_, &drafts_), overlaps_(random_.once_in(2)) {}
 
   void run() {
     for (int32_t turn = random_.in(5, 60); turn > 0; --turn) {
@@ -109,13 +109,15 @@ class Fuzz {
 
   bool step() {
     now_ += 1;
-    const StepBatch* step = scheduler_.next(now_);
+    const StepBatch* step = scheduler_.in_flight();
+    if (!step && (step = scheduler_.next(now_))) write(*step);
     scheduler_.check_integrity();
     if (!step) {
       take(scheduler_.take_events());
       return false;
     }
-    std::vector<Sampled> sampled = compute(*step);
+    std::vector<Sampled> sampled = sample(*step);
+    if (overlaps_ && !random_.once_in(6)) begin_ahead(sampled);
     if (random_.once_in(8)) cancel();
     if (random_.once_in(50)) {
       take(scheduler_.fail("the step failed", now_));
@@ -125,6 +127,16 @@ class Fuzz {
     }
     scheduler_.check_integrity();
     return true;
+  }
+
+  // On a GPU, which runs steps in the order they begin, and now and then cannot draw.
+  void begin_ahead(std::vector<Sampled>& sampled) {
+    StepBatch* ahead = scheduler_.next_ahead(now_);
+    if (!ahead) return;
+    for (Sampled& row : sampled)
+      if (random_.once_in(10)) row = {.token = eos, .again = true, .error = {}, .logprob = {}, .top = {}};
+    for (int32_t& token : ahead->token_ids) token = sampled.at(static_cast<size_t>(~token)).token;
+    write(*ahead);
   }
 
   uint64_t& slot(const Batch& batch, int32_t i, int32_t position) {
@@ -151,7 +163,7 @@ class Fuzz {
     return tokens;
   }
 
-  std::vector<Sampled> compute(const StepBatch& step) {
+  void write(const StepBatch& step) {
     const Batch& batch = step.batch;
     require(batch.num_tokens > 0 && batch.num_tokens <= config_.max_batch_tokens, "too many tokens");
     require(batch.num_seqs <= config_.max_sequences && batch.num_logit_rows <= config_.max_logit_rows, "too many rows");
@@ -171,12 +183,18 @@ class Fuzz {
       for (int32_t position = 0; position < batch.kv_lens[i]; ++position)
         require(slot(batch, i, position) == prefix_hash(std::span(tokens[static_cast<size_t>(i)]).first(static_cast<size_t>(position) + 1)),
                 "another prefix's keys and values");
-    return sample(step);
   }
 
   std::vector<Sampled> sample(const StepBatch& step) {
     std::vector<Sampled> sampled;
+    std::vector<bool> left(step.rows.size());  // the sequence of the row has, since the step began
+    for (const StepBatch::Slot& slot : step.slots)
+      if (!slot.sequence) left[static_cast<size_t>(slot.first_row)] = true;
     for (size_t row = 0; row < step.rows.size(); ++row) {
+      if (left[row]) {
+        sampled.emplace_back();
+        continue;
+      }
       const SampleContext& context = step.rows[row];
       const int32_t token_row = step.logit_rows[row];
       require(context.history.size() == static_cast<size_t>(step.positions[static_cast<size_t>(token_row)]) + 1, "a row's history ends elsewhere");
@@ -248,6 +266,7 @@ class Fuzz {
   std::map<Key, std::vector<int32_t>> open_;  // output so far of what has not ended
   std::map<int32_t, uint64_t> slots_;
   uint64_t num_requests_ = 0;
+  const bool overlaps_;
   double now_ = 0;
 };
 

@@ -12,7 +12,7 @@ REPOSITORY = HERE.parents[1]
 NATIVE = REPOSITORY / "runtime/native"
 BUILD = REPOSITORY / "build/native-tests"
 CORE = (
-    "block_pool candidates detokenizer drafts kv_cache penalties radix_cache row_scan sampler sampling_params scheduler"
+    "block_pool candidates detokenizer drafts draws kv_cache penalties radix_cache row_scan sampler sampling_params scheduler"
     " scheduler_admission scheduler_commit scheduler_step step_batch"
 ).split()
 ENGINE = [*CORE, "cuda_driver", "emulated_cuda", "engine", "executor", "gpu", "gpu_executor", "host_executor", "library", "metrics", "team"]

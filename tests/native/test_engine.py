@@ -15,6 +15,7 @@ from slipway.compiler.cache import digest
 from slipway.compiler.progress import Progress
 from slipway.compiler.machine import host_isas
 from slipway.plugins import registry
+from slipway.plugins.draw_tokens import plugin as draw_tokens
 from slipway.recipes import schema
 from slipway.runtime.manifest import Manifest
 from written_plan import Words
@@ -142,7 +143,7 @@ def test_the_engines_use_every_plugin_and_format(engine):
     steps = [step for family in SHAPES for step in Manifest.read(engine(family, ISAS[-1])).plan.steps]
     assert all(step.symbol for step in steps)
     used = {step.op for step in steps}
-    assert all(used.intersection(plugin.ops) for plugin in registry.PLUGINS), used
+    assert all(used.intersection(plugin.ops) for plugin in registry.PLUGINS if plugin is not draw_tokens.PLUGIN), used  # a GPU's
     symbols = " ".join(step.symbol for step in steps)
     assert all(f"_{form}_" in symbols for form in ("bf16", "int8", "int4g32", "int4g64", "int4g32z", "int4g128", "int4g128z"))
 
