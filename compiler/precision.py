@@ -6,6 +6,7 @@ import fnmatch
 import re
 
 from slipway.compiler.graph import Graph
+from slipway.quantization.formats import KV_FP8
 from slipway.recipes.problems import UserErrors, did_you_mean
 from slipway.recipes.schema import KL_LIMITS, Recipe
 
@@ -22,9 +23,10 @@ def check_overrides(recipe: Recipe, modules: set[str]) -> None:
 
 
 def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
-    """The recipe with its verify.kl stated: by itself, or by the loosest weight format in the graph."""
+    """The recipe with its verify.kl stated: by itself, or by the loosest format in the graph: of weights, or fp8 of the KV cache."""
     if recipe.verify.kl is not None:
         return recipe
     used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
+    used |= {"fp8" for node in graph.nodes if node.meta.get("kv_format") == KV_FP8}
     kl = max(KL_LIMITS[name] for name in used) if used else min(KL_LIMITS.values())
     return recipe.model_copy(update={"verify": recipe.verify.model_copy(update={"kl": kl})})

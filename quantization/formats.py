@@ -87,15 +87,19 @@ class KvFormat:
         return head_dim * self.bits // 8 + self.scale_bytes
 
     def round_trip(self, x: Tensor) -> Tensor:
-        """float32 x[..., head_dim] as the cache holds it; int8: to the nearest of 127 steps on either side of 0, the last the largest."""
+        """float32 x[..., head_dim] as the cache holds it; int8: to the nearest of 127 steps on either side of 0, the last the largest; fp8: to
+        the nearest e4m3, the largest 448.
+        """
         if self.bits == 16:
             return x.bfloat16().float()
-        largest = x.abs().amax(-1, keepdim=True)
-        return torch.where(largest > 0, (x * (x.new_tensor(127) / largest)).round() * (largest / 127), 0.0)
+        largest, most = x.abs().amax(-1, keepdim=True), 127.0 if self.name == "int8" else floats.E4M3_MAX
+        scaled = x * (x.new_tensor(most) / largest)
+        codes = scaled.round() if self.name == "int8" else floats.e4m3_values(floats.e4m3_bits(scaled))
+        return torch.where(largest > 0, codes * (largest / most), 0.0)
 
 
-KV_BF16, KV_INT8 = KvFormat("bf16", 16), KvFormat("int8", 8, 4)
-KV_FORMATS = {f.name: f for f in (KV_BF16, KV_INT8)}
+KV_BF16, KV_INT8, KV_FP8 = KvFormat("bf16", 16), KvFormat("int8", 8, 4), KvFormat("fp8", 8, 4)
+KV_FORMATS = {f.name: f for f in (KV_BF16, KV_INT8, KV_FP8)}
 
 
 def parse(name: str, group_size: int | None = None, zero_point: bool = False) -> WeightFormat:

@@ -98,7 +98,7 @@ class Precision(Section):
     """int4 only: groups have a zero point."""
     embedding: Literal["bf16"] = "bf16"
     """Storage of the token embedding."""
-    kv_cache: Literal["bf16", "int8"] = "bf16"
+    kv_cache: Literal["bf16", "int8", "fp8"] = "bf16"
     """Storage of keys and values; int8 has a scale for each token and KV head."""
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
     """Linears stored otherwise; the first that matches counts."""
@@ -275,9 +275,9 @@ def _target_problems(recipe: Recipe) -> Iterator[UserError]:
             if weights in GPU_WEIGHTS:
                 yield recipe.error(key, f"{weights} weights have kernels for GPUs alone", "bf16, int8 or int4 for target: cpu")
                 return
+        if precision.kv_cache == "fp8":
+            yield recipe.error(("precision", "kv_cache"), "fp8 keys and values have kernels for GPUs alone", "bf16 or int8 for target: cpu", "kv_cache: int8")
         return
-    if precision.kv_cache != "bf16":
-        yield recipe.error(("precision", "kv_cache"), f"{precision.kv_cache} keys and values have kernels for CPUs alone", "bf16 for a GPU", "kv_cache: bf16")
     if recipe.runtime.deterministic:
         yield recipe.error(("runtime", "deterministic"), "kernels for GPUs sum in an order that depends on how many tokens a step has", "false for a GPU",
                            "deterministic: false")

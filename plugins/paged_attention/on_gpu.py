@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from slipway.compiler.target import GPUS, Target
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE, Arguments
 from slipway.plugins.plugin import ONE, Extent, Launch
-from slipway.quantization.formats import KV_BF16, KvFormat
+from slipway.quantization.formats import KV_BF16, KV_FP8, KV_INT8, KvFormat
 
 TILE_ROWS = 16  # query rows of a warp
 PREPARE_THREADS = PREFILL_THREADS = DECODE_THREADS = 128
 WARPS, STAGES = 4, 2
 MOST_SPLITS = 32
 BLOCKS_A_MULTIPROCESSOR = 2  # wanted of decode, so that enough bytes are under way
+CACHES = {KV_BF16: "bf16", KV_INT8: "Int8Code", KV_FP8: "Fp8Code"}  # the format's class in C++
 MOST_BLOCKS = BLOCKS_A_MULTIPROCESSOR * max(gpu.multiprocessors for gpu in GPUS.values())
 
 
@@ -28,8 +29,6 @@ class GpuAttention:
     @property
     def declined(self) -> str | None:
         """Why no kernel takes it."""
-        if self.kv != KV_BF16:
-            return f"no kernel for {self.kv.name} keys and values on {self.target}"
         if (group := self.arguments.num_heads // self.arguments.num_kv_heads) > TILE_ROWS:
             return f"{group} query heads share a KV head: at most {TILE_ROWS}"
         return None
@@ -37,7 +36,7 @@ class GpuAttention:
     @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        return {"queries_at": self.shared_scratch}
+        return {"queries_at": self.shared_scratch, "Cache": CACHES[self.kv]}
 
     @property
     def block_bytes(self) -> int:
@@ -89,11 +88,12 @@ class GpuAttention:
 
     @property
     def _key_columns(self) -> int:
-        return -(-self.arguments.head_dim // 32) * 32
+        return _up(self.arguments.head_dim, 512 // self.kv.bits)
 
     @property
     def _head_bytes(self) -> int:
-        return 2 * BLOCK_SIZE * (self._key_columns + self.arguments.head_dim)
+        value_rows = self.arguments.head_dim if self.kv == KV_BF16 else _up(self.arguments.head_dim, 16)
+        return BLOCK_SIZE * ((self._key_columns + value_rows) * self.kv.bits // 8 + 2 * self.kv.scale_bytes)
 
     @property
     def _partial_bytes(self) -> int:
@@ -102,3 +102,7 @@ class GpuAttention:
     @property
     def _decode_shared_bytes(self) -> int:
         return WARPS * self._partial_bytes + 4
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -24,8 +24,12 @@ class HostAttention:
     kv: KvFormat
     target: Target
 
-    declined = None
     counters = shared_scratch_per_row = 0
+
+    @property
+    def declined(self) -> str | None:
+        """Why no kernel takes it."""
+        return None if self.kv in CACHES else f"no kernel for {self.kv.name} keys and values on {self.target}"
 
     @property
     def constants(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ from slipway.compiler.target import Target  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE  # noqa: E402
 from slipway.plugins.plugin import ONE, Extent, Kernel, Launch  # noqa: E402
-from slipway.quantization.formats import FORMATS  # noqa: E402
+from slipway.quantization.formats import FORMATS, KV_FORMATS  # noqa: E402
 from slipway.runtime import _native  # noqa: E402
 
 PROBE_HEADER = pathlib.Path(__file__).with_name("gpu_probe.cuh")
@@ -61,9 +61,10 @@ class Scale:
     repeats: int = 4096  # of multiplications in the probe
     formats: tuple[str, ...] = ("bf16", "int8", "fp8", "int4g32", "int4g128", "nvfp4", "mxfp4")
     linears: tuple[str, ...] = ("q|k|v", "o", "gate|up", "down", "head")
+    caches: tuple[str, ...] = ("bf16", "int8", "fp8")
 
 
-TINY = Scale(64, 128, 96, 4, 2, 32, (1, 17), ((2, 40),), (40,), 1 << 16, 1, 2, 0, 2, ("bf16", "nvfp4"), ("gate|up", "down"))
+TINY = Scale(64, 128, 96, 4, 2, 32, (1, 17), ((2, 40),), (40,), 1 << 16, 1, 2, 0, 2, ("bf16", "nvfp4"), ("gate|up", "down"), ("bf16", "fp8"))
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ class Measure:
 
     def attention(self, limits: Limits) -> Iterator[Result]:
         s = self.scale
-        shape = Shape(s.heads, s.kv_heads, s.head_dim, s.head_dim)
         works = [("decode", [(cached, 1)] * count) for count, cached in s.decodes] + [("prefill", [(0, tokens)]) for tokens in s.prefills]
-        kernel = Sequences(shape, [max(c + n for _, w in works for c, n in w)]).step([(0, 0, 1)]).lower(self.target, BF16)
-        for name, sequences in works:
+        longest_of_all = max(c + n for _, w in works for c, n in w)
+        for cache, (name, sequences) in itertools.product(s.caches, works):
+            shape = Shape(s.heads, s.kv_heads, s.head_dim, s.head_dim, kv=KV_FORMATS[cache])
+            kernel = Sequences(shape, [longest_of_all]).step([(0, 0, 1)]).lower(self.target, BF16)
             bench = self.bench(kernel)
             tokens, longest = sum(new for _, new in sequences), max(new for _, new in sequences)
             lengths = np.array([cached + new for cached, new in sequences], np.int32)
@@ -170,7 +172,7 @@ class Measure:
             self.check_same(bench, kernel, calls[0], counts, longest, out, 2 * tokens * widths[0])
             seconds = self.seconds(bench, kernel, calls, counts, longest)
             pairs = sum(n * c + n * (n + 1) // 2 for c, n in sequences)
-            yield result(f"attention {name}", f"{len(sequences)} x {int(lengths.max())} tokens", seconds, kv_bytes, kernel.cost.kv_flops * pairs, limits)
+            yield result(f"attention {name} {cache}", f"{len(sequences)} x {int(lengths.max())} tokens", seconds, kv_bytes, kernel.cost.kv_flops * pairs, limits)
 
 
 def probe_kernel(blocks: int, repeats: int) -> Kernel:

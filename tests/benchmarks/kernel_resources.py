@@ -23,7 +23,7 @@ from slipway.plugins.draw_tokens.plugin import PLUGIN as DRAW_TOKENS  # noqa: E4
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
-from slipway.quantization.formats import FORMATS  # noqa: E402
+from slipway.quantization.formats import FORMATS, KV_FORMATS  # noqa: E402
 
 HIDDEN, FFN, VOCABULARY = 4096, 14336, 128256
 HEAD_DIMS = (64, 128, 256)
@@ -42,8 +42,9 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
             node.meta["weight_format"] = fmt
             yield f"{name} {fmt}", LINEAR.lower(node, target)
     for head_dim in HEAD_DIMS:
-        shape = Shape(num_heads=32, num_kv_heads=8, head_dim=head_dim, rotary_dim=head_dim)
-        yield f"attention of {head_dim}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
+        for kv in KV_FORMATS.values():
+            shape = Shape(num_heads=32, num_kv_heads=8, head_dim=head_dim, rotary_dim=head_dim, kv=kv)
+            yield f"attention of {head_dim} {kv.name}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
     yield "draw", DRAW_TOKENS.lower(call_node(torch.ops.slipway.draw_tokens.default, torch.empty(1, VOCABULARY), storage=torch.int32), target)

@@ -39,6 +39,8 @@ ENGINES = [
     *(("demo-llama/sm90-bf16", (*HERE, *overrides)) for overrides in ((), *WEIGHTS.values()) if overrides or ON_GPU),
     ("demo-qwen3/sm90-bf16", HERE),
     ("demo-qwen3/sm90-bf16", (*HERE, *WEIGHTS["nvfp4"])),
+    ("demo-llama/sm90-bf16", (*HERE, "precision.kv_cache=fp8")),
+    ("demo-qwen3/sm90-bf16", (*HERE, "precision.kv_cache=int8")),
 ]
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 24, 24
 

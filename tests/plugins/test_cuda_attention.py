@@ -9,6 +9,9 @@ from emulated_gpu import SEEDS, TARGET, compile_emulated
 from nodes import BF16, F32
 from paged import Sequences, Shape, new_blocks, new_cache
 
+from slipway.compiler.target import Target
+from slipway.quantization.formats import KV_FP8, KV_INT8
+
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 SHAPES = {
     "plain": Shape(),
@@ -20,6 +23,11 @@ SHAPES = {
     "many_heads": Shape(num_heads=32, num_kv_heads=2, head_dim=16),
     "wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128),
     "widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256),
+    "int8": Shape(rotary_dim=32, norm=True, kv=KV_INT8),
+    "fp8": Shape(rotary_dim=32, window=40, kv=KV_FP8),
+    "int8_odd": Shape(num_heads=6, num_kv_heads=1, head_dim=40, softcap=3.0, source=F32, kv=KV_INT8),
+    "fp8_wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128, kv=KV_FP8),
+    "fp8_widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256, kv=KV_FP8),
 }
 LENGTHS = [1, 33, 300, 130]
 
@@ -79,6 +87,8 @@ def test_many_sequences_of_which_few_prefill():
 def test_declines():
     step = Sequences(Shape(num_heads=34, num_kv_heads=2, head_dim=16), [1]).step([(0, 0, 1)])
     assert step.declined(TARGET) == "17 query heads share a KV head: at most 16"
+    fp8 = Sequences(Shape(kv=KV_FP8), [1]).step([(0, 0, 1)])
+    assert fp8.declined(TARGET) is None and fp8.declined(Target("cpu", "amx")) == "no kernel for fp8 keys and values on cpu-amx"
 
 
 def test_output_in_bf16():

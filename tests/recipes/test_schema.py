@@ -78,8 +78,8 @@ def test_recipes_are_frozen(write):
         (GOOD.replace("cpu", "sm90") + "runtime: {deterministic: true}\n",
          "r.yaml:10: runtime.deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has; expected false for a GPU"
          "\nhint: deterministic: false"),
-        (GOOD.replace("cpu", "sm90").replace("limits", "  kv_cache: int8\nlimits"),
-         "r.yaml:8: precision.kv_cache: int8 keys and values have kernels for CPUs alone; expected bf16 for a GPU\nhint: kv_cache: bf16"),
+        (GOOD.replace("limits", "  kv_cache: fp8\nlimits"),
+         "r.yaml:8: precision.kv_cache: fp8 keys and values have kernels for GPUs alone; expected bf16 or int8 for target: cpu\nhint: kv_cache: int8"),
         (GOOD.replace("cpu", "sm90") + "cpu: {isa: avx2}\n", "r.yaml:10: cpu: choices for a CPU, and target is sm90\nhint: leave cpu out"),
         (GOOD.replace("cpu", "H100"), "r.yaml:4: target: 'H100' is a card; expected its compute capability\nhint: target: sm90"),
         (GOOD.replace("cpu", "sm9"), "r.yaml:4: target: 'sm9'; expected cpu, sm80, sm86, sm89, sm90, sm100 or sm120\nhint: did you mean 'sm90'?"),

@@ -9,7 +9,7 @@
 // which sums are to be multiplied by fold_by and added up in float32; 0: never. What is left of a scale, `scales` (null: none), an
 // output each, goes to the epilogue. All arrays of a linear lie behind each other, codes first.
 #pragma once
-#include "slipway/cuda/device.cuh"
+#include "slipway/cuda/bytes.cuh"
 
 namespace slipway::cuda::linear {
 
@@ -47,7 +47,7 @@ template <int tiles, int inputs> struct Bf16 {
 };
 
 // One byte a weight: [outputs][chunks][q][half][8], of every four neighbours the bytes 2 0 3 1. The scale of an output waits for the epilogue.
-template <int tiles, int inputs, class Byte> struct Bytes {
+template <int tiles, int inputs, class Code> struct Bytes {
   static constexpr int fold = 0;
   struct Raw {
     Words<4> words[2];  // [output g, g + 8]: word m is multiplication m's
@@ -64,35 +64,15 @@ template <int tiles, int inputs, class Byte> struct Bytes {
 
   static void decode(const Raw& raw, int m, uint32_t (&a)[4]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) Byte::decode(raw.words[i].words[m], a[i], a[i + 2]);
+    for (int i = 0; i < 2; ++i) Code::decode(raw.words[i].words[m], a[i], a[i + 2]);
   }
 
  private:
   const std::byte* data_;
 };
 
-// Codes are 128 + q: put below the exponent of 2^23 they are 2^23 + 128 + q, and q has no more bits than bf16 holds.
-struct Int8Byte {
-  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
-    const auto value = [&](uint32_t byte) { return as_bits(as_float(__byte_perm(four, 0x4b000000u, 0x7440u | byte)) - 8388736.0f); };
-    first = __byte_perm(value(1), value(3), 0x7632);
-    second = __byte_perm(value(0), value(2), 0x7632);
-  }
-};
-
-// e4m3 one place right of where bf16 has its exponent: 2^-120 of the value, subnormals too.
-struct Fp8Byte {
-  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
-    const auto pair = [](uint32_t high_bytes) {
-      return fma_bf16x2((high_bytes & 0x80008000u) | ((high_bytes & 0x7f007f00u) >> 4), 0x7b807b80u, 0x80008000u);  // times 2^120
-    };
-    first = pair(four);
-    second = pair(four << 8);
-  }
-};
-
-template <int tiles, int inputs> using Int8 = Bytes<tiles, inputs, Int8Byte>;
-template <int tiles, int inputs> using Fp8 = Bytes<tiles, inputs, Fp8Byte>;
+template <int tiles, int inputs> using Int8 = Bytes<tiles, inputs, Int8Code>;
+template <int tiles, int inputs> using Fp8 = Bytes<tiles, inputs, Fp8Code>;
 
 // Half a byte a weight, [tiles][chunks][lane][m] words. What 32 bits hold is the format's.
 template <int inputs> inline Words<4> load_half_bytes(const std::byte* data, int tile, int chunk) {

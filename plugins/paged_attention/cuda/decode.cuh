@@ -48,7 +48,7 @@ template <class S> inline void decode(const Call& call) {
   for (int block = begin + warp; block < end; block += decode_warps) {
     const std::byte* head = head_of<S>(call, of.blocks[block], kv_head);
     const bool visible = (block + 1) * block_tokens <= of.length - of.count + 1 && (S::window == 0 || block * block_tokens > of.length - 1 - S::window);
-    rows.attend(head, head + Layout<S>::key_bytes, block * block_tokens, of.length, visible);
+    rows.attend(head, block * block_tokens, of.length, visible);
   }
 
   auto& s = shared<DecodeShared<S>>();

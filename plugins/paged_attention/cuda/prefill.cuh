@@ -72,7 +72,7 @@ template <class S> inline void prefill(const Call& call) {
     const std::byte* head = s.heads[block % stages];
     const int begin = block * block_tokens, end = begin + block_tokens;
     if (begin <= to && end > first_visible<S>(from))
-      rows.attend(head, head + Layout<S>::key_bytes, begin, of.length, end <= from + 1 && begin >= first_visible<S>(to));
+      rows.attend(head, begin, of.length, end <= from + 1 && begin >= first_visible<S>(to));
     __syncthreads();  // before the next copy takes the place of what is read here
   }
 

@@ -46,6 +46,48 @@ template <class S, class In> inline void load_vector(const Operand& of, int toke
   __syncwarp();
 }
 
+inline float warp_largest(float x) {
+#pragma unroll
+  for (int other = 16; other; other /= 2) x = max(x, __shfl_xor_sync(~0u, x, other));
+  return x;
+}
+
+// Writes the scale with which the largest of a token's numbers has the largest code; returns what makes numbers codes.
+template <class S, class Value> inline float write_scale(Value value, std::byte* head, int slot, bool of_values) {
+  float largest = 0;
+  for (int i = lane(); i < S::head_dim; i += 32) largest = max(largest, fabsf(value(i)));
+  largest = warp_largest(largest);
+  if (lane() == 0) const_cast<float*>(scales_of<S>(head, of_values))[slot] = largest / S::Cache::largest;
+  return largest > 0 ? S::Cache::largest / largest : 0;
+}
+
+template <class S, class Value> inline void write_key(Value value, std::byte* head, int slot) {
+  std::byte* to = head + slot * Layout<S>::key_columns * Layout<S>::number_bytes;
+  if constexpr (!Layout<S>::coded) {
+    auto* numbers = reinterpret_cast<bf16*>(to);
+    for (int i = lane(); i < Layout<S>::key_columns; i += 32) store(numbers + key_piece<S>(slot, i / 8) * 8 + i % 8, i < S::head_dim ? value(i) : 0);
+  } else {
+    const float inverse = write_scale<S>(value, head, slot, false);
+    for (int word = lane(); word < Layout<S>::key_columns / 4; word += 32) {
+      uint32_t four = 0;
+      for (int i = 0; i < 4; ++i) four |= S::Cache::encode(4 * word + i < S::head_dim ? value(4 * word + i) * inverse : 0) << 8 * byte_of(i);
+      reinterpret_cast<uint32_t*>(to)[key_piece<S>(slot, word / 4) * 4 + word % 4] = four;
+    }
+  }
+}
+
+template <class S, class Value> inline void write_value(Value value, std::byte* head, int slot) {
+  std::byte* to = head + Layout<S>::key_bytes;
+  if constexpr (!Layout<S>::coded) {
+    for (int i = lane(); i < S::head_dim; i += 32) store(reinterpret_cast<bf16*>(to) + i * block_tokens + slot, value(i));
+  } else {
+    const float inverse = write_scale<S>(value, head, slot, true);
+    const int in_piece = slot % 8 / 4 * 4 + byte_of(slot % 4);
+    for (int i = lane(); i < S::head_dim; i += 32)
+      to[(i / 16 * 8 + i % 8) * 64 + slot / 8 * 16 + i / 8 % 2 * 8 + in_piece] = static_cast<std::byte>(S::Cache::encode(value(i) * inverse));
+  }
+}
+
 // Blocks along x have a token each, warps along y a head: of the queries, then of the keys, then of the values.
 template <class S> inline void prepare(const Call& call) {
   const Batch& batch = *call.batch;
@@ -74,14 +116,11 @@ template <class S> inline void prepare(const Call& call) {
     const int kv_head = head - S::heads;
     load_vector<S, typename S::Key>(call.inputs[1], token, kv_head, vector);
     if constexpr (S::norms_k) normalize<S>(vector, weights[1]);
-    bf16* to = reinterpret_cast<bf16*>(head_of<S>(call, block, kv_head)) + slot * Layout<S>::key_columns;
-    for (int i = lane(); i < Layout<S>::key_columns; i += 32)
-      store(to + key_piece<S>(slot, i / 8) * 8 + i % 8, i < S::head_dim ? rotated<S>(vector, i, cosines) : 0);
+    write_key<S>([&](int i) { return rotated<S>(vector, i, cosines); }, head_of<S>(call, block, kv_head), slot);
   } else {
     const int kv_head = head - S::heads - S::kv_heads;
     load_vector<S, typename S::Value>(call.inputs[2], token, kv_head, vector);
-    bf16* to = reinterpret_cast<bf16*>(head_of<S>(call, block, kv_head) + Layout<S>::key_bytes) + slot;
-    for (int i = lane(); i < S::head_dim; i += 32) store(to + i * block_tokens, vector[i]);
+    write_value<S>([&](int i) { return vector[i]; }, head_of<S>(call, block, kv_head), slot);
   }
 }
 

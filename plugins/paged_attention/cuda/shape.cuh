@@ -7,8 +7,12 @@
 // scores = Q K^T: thread (g, q) = (lane / 4, lane % 4) has dimensions 32 c + 8 q + 0..7 of queries g and g + 8, and of the keys of four
 // tokens, 8 (g / 2) + 2 j + g % 2 for j = 0..3. Tile j of the scores then gives it tokens 8 q + 2 j and 8 q + 2 j + 1: over j, eight
 // neighbours, which are the columns of P that it needs for P V, beside eight tokens of V's dimensions 8 n + g.
+//
+// In eight bits, numbers are codes times a scale of their token and head, float32 [keys, values][32 tokens] behind the values. Sixteen bytes
+// are then two of those pieces: of keys 64 dimensions are filled up, and thread (g, q) has dimensions 64 c + 16 q + 0..15; of values,
+// dimensions 8 n + g of two n lie side by side, V[n / 2][g][q][n % 2][8 tokens].
 #pragma once
-#include "slipway/cuda/device.cuh"
+#include "slipway/cuda/bytes.cuh"
 
 namespace slipway::cuda::paged_attention {
 
@@ -16,17 +20,29 @@ inline constexpr int block_tokens = 32, tile_rows = 16;
 inline constexpr float log2_e = 1.4426950408889634f;
 inline int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
+inline constexpr int up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
+
 template <class S> struct Layout {
+  static constexpr bool coded = !is_same<typename S::Cache, bf16>;   // S::Cache is bf16, or the code of eight bits
+  static constexpr int number_bytes = coded ? 1 : 2;
   static constexpr int group = S::heads / S::kv_heads;               // query heads of a KV head
-  static constexpr int key_columns = (S::head_dim + 31) / 32 * 32;
-  static constexpr int value_rows = S::head_dim;
-  static constexpr int key_bytes = block_tokens * key_columns * 2, value_bytes = block_tokens * value_rows * 2;  // of a KV head
-  static constexpr int head_bytes = key_bytes + value_bytes;
+  static constexpr int key_columns = up(S::head_dim, 64 / number_bytes);
+  static constexpr int value_rows = coded ? up(S::head_dim, 16) : S::head_dim;
+  static constexpr int key_bytes = block_tokens * key_columns * number_bytes, value_bytes = block_tokens * value_rows * number_bytes;  // of a KV head
+  static constexpr int scale_bytes = coded ? 2 * block_tokens * 4 : 0;
+  static constexpr int head_bytes = key_bytes + value_bytes + scale_bytes;
   static constexpr int64_t block_bytes = int64_t{head_bytes} * S::kv_heads;
 };
 
 // Where piece i of a token's key lies: of two neighbouring tokens' keys, four pieces each are read at once from different banks.
-template <class S> inline int key_piece(int token, int i) { return Layout<S>::key_columns > 32 ? i ^ (token & 1) << 2 : i; }
+template <class S> inline int key_piece(int token, int i) {
+  return Layout<S>::key_columns * Layout<S>::number_bytes > 64 ? i ^ (token & 1) << 2 : i;
+}
+
+// Of keys, or of values, of a head of a block: [32 tokens].
+template <class S> inline const float* scales_of(const std::byte* head, bool of_values) {
+  return reinterpret_cast<const float*>(head + Layout<S>::key_bytes + Layout<S>::value_bytes) + of_values * block_tokens;
+}
 
 template <class S> inline std::byte* head_of(const Call& call, int block, int head) {
   return call.kv + block * Layout<S>::block_bytes + head * Layout<S>::head_bytes;

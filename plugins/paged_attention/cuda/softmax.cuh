@@ -16,6 +16,7 @@ inline float quad_max(float x) {
 
 template <class S> struct Rows {
   static constexpr int parts = Layout<S>::key_columns / 32, value_tiles = S::head_dim / 8;
+  static constexpr bool coded = Layout<S>::coded;
   static constexpr bool holds_queries = S::head_dim <= 128;  // else registers do not suffice, and L1 has them
 
   const bf16* queries[2];       // of rows g and g + 8, null: there is none
@@ -43,15 +44,25 @@ template <class S> struct Rows {
 
   Words<4> load_queries(int second, int c) const {
     if (!queries[second]) return {{0, 0, 0, 0}};
-    return load_eight(queries[second] + 32 * c + 8 * (lane() % 4));
+    const int q = lane() % 4;
+    return load_eight(queries[second] + (coded ? 64 * (c / 2) + 16 * q + 8 * (c % 2) : 32 * c + 8 * q));
   }
 
-  // keys, values: of one head of a block that begins at position `first`. Positions from `length` on hold nothing yet.
+  // head: of a block that begins at position `first`. Positions from `length` on hold nothing yet.
   // visible: every row sees all of the block's tokens.
-  void attend(const std::byte* keys, const std::byte* values, int first, int length, bool visible) {
+  void attend(const std::byte* head, int first, int length, bool visible) {
     const int q = lane() % 4;
+    const bool ends = first + block_tokens > length;
     float scores[4][4];
-    multiply_keys(keys, scores);
+    multiply_keys(head, scores);
+    if constexpr (coded) {
+      float scales[8];
+      load_scales(head, false, scales);
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[j][i] *= scales[2 * j + i % 2];
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j)
 #pragma unroll
@@ -62,35 +73,66 @@ template <class S> struct Rows {
         if (!visible && (distance < 0 || (S::window > 0 && distance >= S::window))) score = -infinity();
       }
     uint32_t weights[4][2];  // [tile][row g, g + 8]
-    weigh(scores, weights);
-    multiply_values(values, weights, first + 8 * q, first + block_tokens > length, length);
+    float scales[8] = {};
+    if constexpr (coded) {
+      load_scales(head, true, scales);
+      if (ends)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) scales[i] = first + 8 * q + i < length ? scales[i] : 0;
+    }
+    weigh(scores, scales, weights);
+    multiply_values(head + Layout<S>::key_bytes, weights, first + 8 * q, ends, length);
   }
 
  private:
+  static Words<4> load_piece(const Words<4>* from) {
+    check_alignment(from, 16);
+    return *from;
+  }
+
+  // Four neighbours as pairs of bf16: the m-th four of a piece, or of one of its halves.
+  static void column_pairs(const Words<4>& piece, int half, int m, uint32_t (&b)[2]) {
+    if constexpr (coded) {
+      S::Cache::decode(piece.words[2 * half + m], b[0], b[1]);
+    } else {
+      b[0] = piece.words[2 * m];
+      b[1] = piece.words[2 * m + 1];
+    }
+  }
+
+  // Of the eight tokens whose scores this thread has.
+  static void load_scales(const std::byte* head, bool of_values, float (&scales)[8]) {
+    const auto* from = reinterpret_cast<const Words<4>*>(scales_of<S>(head, of_values) + 8 * (lane() % 4));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) scales[i] = as_float(from[i / 4].words[i % 4]);
+  }
+
   void multiply_keys(const std::byte* keys, float (&scores)[4][4]) const {
     const int g = lane() / 4, q = lane() % 4;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int token = 8 * (g / 2) + 2 * j + g % 2;
-      const bf16* key = reinterpret_cast<const bf16*>(keys) + token * Layout<S>::key_columns;
+      const auto* key = reinterpret_cast<const Words<4>*>(keys + token * Layout<S>::key_columns * Layout<S>::number_bytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[j][i] = 0;
-#pragma unroll(holds_queries ? parts : 1)
+      Words<4> piece;
+#pragma unroll(holds_queries ? parts : coded ? 2 : 1)
       for (int c = 0; c < parts; ++c) {
-        const Words<4> k = load_eight(key + 8 * key_piece<S>(token, 4 * c + q));
+        if (!coded || c % 2 == 0) piece = load_piece(key + key_piece<S>(token, 4 * (coded ? c / 2 : c) + q));
         const Words<4> first = holds_queries ? held[0][c] : load_queries(0, c), second = holds_queries ? held[1][c] : load_queries(1, c);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const uint32_t a[4] = {first.words[2 * m], second.words[2 * m], first.words[2 * m + 1], second.words[2 * m + 1]};
-          const uint32_t b[2] = {k.words[2 * m], k.words[2 * m + 1]};
+          uint32_t b[2];
+          column_pairs(piece, coded ? c % 2 : 0, m, b);
           mma_bf16(scores[j], a, b);
         }
       }
     }
   }
 
-  // Scores -> powers of two of them less the maximum so far, which what was summed before follows.
-  void weigh(float (&scores)[4][4], uint32_t (&weights)[4][2]) {
+  // Scores -> powers of two of them less the maximum so far, which what was summed before follows; times the scales of the values.
+  void weigh(float (&scores)[4][4], const float (&scales)[8], uint32_t (&weights)[4][2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float largest = maxima[i];
@@ -107,7 +149,7 @@ template <class S> struct Rows {
       for (int j = 0; j < 4; ++j) {
         const float low = exp2_approximate(scores[j][2 * i] - from), high = exp2_approximate(scores[j][2 * i + 1] - from);
         sums[i] += low + high;
-        weights[j][i] = pack_bf16(low, high);
+        weights[j][i] = coded ? pack_bf16(low * scales[2 * j], high * scales[2 * j + 1]) : pack_bf16(low, high);
       }
     }
   }
@@ -115,16 +157,31 @@ template <class S> struct Rows {
   // ends: tokens from `end` on are taken as zeros, whatever the block holds of them: 0 * NaN would be NaN.
   void multiply_values(const std::byte* values, const uint32_t (&weights)[4][2], int first, bool ends, int end) {
     const int g = lane() / 4, q = lane() % 4;
+    uint32_t kept[4];  // of a piece's words, the bits of tokens before `end`; of codes, the same two words twice
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (coded) {
+        kept[i] = 0;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) kept[i] |= first + i % 2 * 4 + k < end ? 0xffu << 8 * byte_of(k) : 0u;
+      } else {
+        kept[i] = first + 2 * i + 1 < end ? 0xffffffffu : first + 2 * i < end ? 0xffffu : 0u;
+      }
+    }
+    Words<4> piece;
 #pragma unroll
     for (int n = 0; n < value_tiles; ++n) {
-      Words<4> v = load_eight(reinterpret_cast<const bf16*>(values) + (8 * n + g) * block_tokens + 8 * q);
-      if (ends)
+      if (!coded || n % 2 == 0) {
+        piece = load_piece(reinterpret_cast<const Words<4>*>(values) + (coded ? (n / 2 * 8 + g) * 4 + q : (8 * n + g) * 4 + q));
+        if (ends)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v.words[i] &= first + 2 * i + 1 < end ? 0xffffffffu : first + 2 * i < end ? 0xffffu : 0u;
+          for (int i = 0; i < 4; ++i) piece.words[i] &= kept[i];
+      }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const uint32_t a[4] = {weights[2 * m][0], weights[2 * m][1], weights[2 * m + 1][0], weights[2 * m + 1][1]};
-        const uint32_t b[2] = {v.words[2 * m], v.words[2 * m + 1]};
+        uint32_t b[2];
+        column_pairs(piece, coded ? n % 2 : 0, m, b);
         mma_bf16(outputs[n], a, b);
       }
     }

@@ -1,0 +1,42 @@
+// Numbers of eight bits: integers, and floats of four bits of exponent and three of fraction (e4m3).
+//
+// Four neighbours lie in a word as 2 0 3 1, so that each decodes to two pairs of bf16, exactly, in a few instructions.
+#pragma once
+#include "slipway/cuda/device.cuh"
+
+namespace slipway::cuda {
+
+// Where the one of a number, 0..3, lies among four.
+inline constexpr int byte_of(int number) { return number == 0 ? 1 : number == 1 ? 3 : number == 2 ? 0 : 2; }
+
+// Codes are 128 + q: put below the exponent of 2^23 they are 2^23 + 128 + q, and q has no more bits than bf16 holds.
+struct Int8Code {
+  static constexpr float largest = 127;
+  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
+    const auto value = [&](uint32_t byte) { return as_bits(as_float(__byte_perm(four, 0x4b000000u, 0x7440u | byte)) - 8388736.0f); };
+    first = __byte_perm(value(1), value(3), 0x7632);
+    second = __byte_perm(value(0), value(2), 0x7632);
+  }
+  // To the nearest, ties to even: 1.5 * 2^23 has no room for fractions. |x| <= largest.
+  static uint32_t encode(float x) { return (as_bits(x + 12582912.0f) + 128) & 0xff; }
+};
+
+// e4m3 one place right of where bf16 has its exponent: 2^-120 of the value, subnormals too.
+struct Fp8Code {
+  static constexpr float largest = 448;
+  static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
+    const auto pair = [](uint32_t high_bytes) {
+      return fma_bf16x2((high_bytes & 0x80008000u) | ((high_bytes & 0x7f007f00u) >> 4), 0x7b807b80u, 0x80008000u);  // times 2^120
+    };
+    first = pair(four);
+    second = pair(four << 8);
+  }
+  // To the nearest, ties to even. |x| <= largest.
+  static uint32_t encode(float x) {
+    const uint32_t sign = as_bits(x) >> 24 & 0x80, size = as_bits(x) & 0x7fffffffu;
+    if (as_float(size) < 0x1p-6f) return sign | (as_bits(as_float(size) + 0x1p14f) - as_bits(0x1p14f));  // subnormal: steps of 2^-9
+    return sign | ((size + 0x7ffffu + (size >> 20 & 1)) >> 20) - (120u << 3);
+  }
+};
+
+}  // namespace slipway::cuda
