@@ -8,6 +8,7 @@ from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import GPU_KINDS, Target
 
 VARIABLE = "SLIPWAY_DEVICE"
+COPY_BYTES, COPIES = 1 << 30, 5  # many times what an L2 holds
 
 
 def emulation(target: Target, asked: bool | None) -> int | None:
@@ -49,6 +50,16 @@ def runs_on(kind: str, capability: int) -> bool:
 def available_bytes() -> int:
     """Free memory of the GPU."""
     return _first_gpu("memory", "a GPU")[2]
+
+
+def copy_bytes_per_s(emulated: int | None = None, size: int = COPY_BYTES) -> float:
+    """What the GPU's memory gives to a copy within it, bytes read and bytes written. emulated: a seed, of an emulated one."""
+    from slipway.runtime import _native
+
+    bench = _native.KernelBench(emulated, 1)
+    memory = bench.allocate(size)
+    bench.fill(memory, 0, size)
+    return size / bench.copy(memory, size, COPIES)
 
 
 def _first_gpu(where: str, wanted: str) -> tuple[str, int, int]:

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
@@ -24,7 +25,8 @@ from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 from slipway.runtime.capacity import Capacity
 
 EPILOG = """
-Every figure is the median of --rounds. The machine's limits are measured before and after each round of decoding: SHARE is the
+Every figure is the median of --rounds. The machine's limits (a GPU's: what a copy within its memory reaches) are measured before and
+after each round of decoding: SHARE is the
 time that reading the step's bytes (weights and KV cache) once from memory would take at the mean of the two, over the time it took:
 more than 100 % where they fit the caches. Where other programs use the memory, more rounds make it surer. Tokens are random, greedy,
 and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read. What is not given is less than its
@@ -69,7 +71,7 @@ class Bench:
     weights: str
     threads: int
     read_bytes_per_s: float
-    flops_per_s: float
+    flops_per_s: float | None  # None: not measured, on a GPU
     start_s: float  # from starting a process to the first token of a prompt of 16, or fewer where the engine holds fewer
     decoding: list[Decoding]
     prefill: list[Prefill]
@@ -128,7 +130,6 @@ def bench(loading: Loading, rounds: int, as_json: bool, **asked: int | list[int]
 
 def measure(loading: Loading, asked: dict, rounds: int) -> Bench:
     """asked: what Load.within takes, None for what the user left open."""
-    from slipway.compiler.machine import measure_limits
     from slipway.runtime.machine import usable_cores
     from slipway.runtime.manifest import Manifest
 
@@ -141,11 +142,29 @@ def measure(loading: Loading, asked: dict, rounds: int) -> Bench:
     with loading.engine() as engine:
         time.sleep(REST_S)
         threads = loading.threads or usable_cores()
-        run = _Run(engine, load.prompt, load.new, rounds, lambda: measure_limits(threads))
-        decoding = [run.decoding(sequences) for sequences in load.batch]
-        reading = [run.prefill(tokens) for tokens in load.prefill]
-        weights = manifest.recipe.get("precision", {}).get("weights", "")
-        return Bench(manifest.model, weights, threads, run.read_bytes_per_s, run.flops_per_s, start_s, decoding, reading)
+        return measure_loaded(engine, load, rounds, threads, start_s, limits_of(manifest.target.is_gpu, threads))
+
+
+def limits_of(is_gpu: bool, threads: int) -> Callable[[], tuple[float, float | None]]:
+    """What measures bytes read and operations a second, of the GPU here or of so many threads."""
+    from slipway.compiler.machine import measure_limits
+    from slipway.runtime.gpu import copy_bytes_per_s
+
+    def of_threads() -> tuple[float, float]:
+        limits = measure_limits(threads)
+        return limits.read_bytes_per_s, limits.flops_per_s
+
+    return (lambda: (copy_bytes_per_s(), None)) if is_gpu else of_threads
+
+
+def measure_loaded(engine, load: Load, rounds: int, threads: int, start_s: float, limits: Callable[[], tuple[float, float | None]]) -> Bench:
+    run = _Run(engine, load.prompt, load.new, rounds, limits)
+    decoding = [run.decoding(sequences) for sequences in load.batch]
+    reading = [run.prefill(tokens) for tokens in load.prefill]
+    weights = engine.manifest.recipe.get("precision", {}).get("weights", "")
+    flops = [flops_per_s for _, flops_per_s in run.measured if flops_per_s]
+    read = statistics.median(read_bytes_per_s for read_bytes_per_s, _ in run.measured)
+    return Bench(engine.manifest.model, weights, threads, read, statistics.median(flops) if flops else None, start_s, decoding, reading)
 
 
 def start_time(loading: Loading, prompt: int) -> float:
@@ -174,14 +193,6 @@ class _Run:
         self.random = random.Random(0)
         self.measured = [limits()]
 
-    @property
-    def read_bytes_per_s(self) -> float:
-        return statistics.median(limits.read_bytes_per_s for limits in self.measured)
-
-    @property
-    def flops_per_s(self) -> float:
-        return statistics.median(limits.flops_per_s for limits in self.measured)
-
     def decoding(self, sequences: int) -> Decoding:
         work = Work(sequences, self.prompt + self.new // 2)
         bytes_of_step = sum(group.bytes_moved(work) for group in group_steps(self.engine.manifest))
@@ -190,7 +201,7 @@ class _Run:
             rounds.append(asyncio.run(self._decode_together(sequences)))
             self.measured.append(self.limits())
         rates, ttfts = zip(*rounds)
-        reads = [one.read_bytes_per_s for one in self.measured[-self.rounds - 1 :]]
+        reads = [read_bytes_per_s for read_bytes_per_s, _ in self.measured[-self.rounds - 1 :]]
         share = read_share(bytes_of_step, [rate / sequences for rate in rates], reads)
         return Decoding(sequences, statistics.median(rates), statistics.median(ttfts), share)
 
@@ -248,9 +259,10 @@ def as_text(result: Bench) -> str:
         [f"prompt of {p.tokens}", tokens_text(p.tokens_per_s), f"first token {seconds_text(p.cold_s)}, {seconds_text(p.warm_s)} with its prefix cached", ""]
         for p in result.prefill
     ]
-    limits = f"{rate_text(result.read_bytes_per_s, 'B')} read, {rate_text(result.flops_per_s, 'FLOP')}"
+    read = f"{rate_text(result.read_bytes_per_s, 'B')} read"
+    machine = f"{result.threads} threads; this machine: {read}, {rate_text(result.flops_per_s, 'FLOP')}" if result.flops_per_s else f"on a GPU: {read}"
     return "\n".join([
-        f"{result.model}, {result.weights} weights, {result.threads} threads; this machine: {limits}",
+        f"{result.model}, {result.weights} weights, {machine}",
         table(("WORK", "SPEED", "LATENCY", "SHARE"), decoding + reading),
         f"process start to first token: {seconds_text(result.start_s)}",
     ])  # fmt: skip

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -42,6 +43,21 @@ class KernelBench {
     return nb::bytes(held.data(), held.size());
   }
   void fill(CuDevicePtr to, uint8_t value, size_t bytes) { gpu_.check(api().fill(to, value, bytes, gpu_.stream()), "zeros"); }
+
+  // Seconds that a copy of the first half of so many bytes at an address to the second half takes, the best of `times`.
+  double copy(CuDevicePtr at, size_t bytes, int times) {
+    float best = std::numeric_limits<float>::infinity();
+    for (int i = 0; i < times; ++i) {
+      gpu_.check(api().record_event(events_[0].get(), gpu_.stream()), "an event");
+      gpu_.check(api().copy_on_device(at + bytes / 2, at, bytes / 2, gpu_.stream()), "a copy");
+      gpu_.check(api().record_event(events_[1].get(), gpu_.stream()), "an event");
+      gpu_.synchronize();
+      float milliseconds = 0;
+      gpu_.check(api().milliseconds(&milliseconds, events_[0].get(), events_[1].get()), "an event");
+      best = std::min(best, milliseconds);
+    }
+    return static_cast<double>(best) / 1e3;
+  }
 
   size_t function(const std::string& image, const std::string& name, int shared_bytes) {
     modules_.push_back(load_module(gpu_, image));
@@ -104,6 +120,7 @@ void bind_gpu(nb::module_& module) {
       .def("write", &KernelBench::write, "to"_a, "data"_a)
       .def("read", &KernelBench::read, "at"_a, "bytes"_a)
       .def("fill", &KernelBench::fill, "to"_a, "value"_a, "bytes"_a)
+      .def("copy", &KernelBench::copy, "at"_a, "bytes"_a, "times"_a)
       .def("function", &KernelBench::function, "image"_a, "name"_a, "shared_bytes"_a)
       .def("launch", &KernelBench::launch, "function"_a, "grid"_a, "threads"_a, "shared_bytes"_a, "call"_a)
       .def("capture", &KernelBench::capture, "work"_a, "-> a graph of what work() launches.")

@@ -39,6 +39,7 @@ struct CudaApi {
   CuResult (*free_host)(void*);
   CuResult (*copy_to_device)(CuDevicePtr to, const void* from, size_t bytes, CuStream);
   CuResult (*copy_to_host)(void* to, CuDevicePtr from, size_t bytes, CuStream);
+  CuResult (*copy_on_device)(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream);
   CuResult (*fill)(CuDevicePtr, unsigned char value, size_t bytes, CuStream);
   CuResult (*create_stream)(CuStream*, unsigned flags);
   CuResult (*destroy_stream)(CuStream);

@@ -36,6 +36,7 @@ CudaApi load() {
   find(api.free_host, "cuMemFreeHost");
   find(api.copy_to_device, "cuMemcpyHtoDAsync_v2");
   find(api.copy_to_host, "cuMemcpyDtoHAsync_v2");
+  find(api.copy_on_device, "cuMemcpyDtoDAsync_v2");
   find(api.fill, "cuMemsetD8Async");
   find(api.create_stream, "cuStreamCreate");
   find(api.destroy_stream, "cuStreamDestroy_v2");

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "cuda_api.hpp"
+#include "library.hpp"
 #include "slipway/cuda/call.hpp"
 #include "slipway/emulation/launch.hpp"
 
@@ -220,6 +221,9 @@ CudaApi make() {
   api.copy_to_host = [](void* to, CuDevicePtr from, size_t bytes, CuStream stream) {
     return enqueue(stream, [=] { return std::memcpy(to, at(from), bytes), cuda_success; });
   };
+  api.copy_on_device = [](CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+    return enqueue(stream, [=] { return std::memcpy(at(to), at(from), bytes), cuda_success; });
+  };
   api.fill = [](CuDevicePtr to, unsigned char value, size_t bytes, CuStream stream) {
     return enqueue(stream, [=] { return std::memset(at(to), value, bytes), cuda_success; });
   };
@@ -252,7 +256,7 @@ CudaApi make() {
     return cuda_success;
   };
   api.load_module = [](CuModule* module, const char* path) {
-    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void* library = open_library(path);
     if (!library) return file_not_found;
     *module = new Module{library, {}};
     return cuda_success;

@@ -4,12 +4,27 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 #include <utility>
 
 namespace slipway {
 
-Library::Library(const std::string& path) : path_(path), handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+// dlopen takes a name that it knows for the library it knows, whatever lies there now: each is opened under a name of its own.
+void* open_library(const std::string& path) {
+  const std::string absolute = std::filesystem::absolute(path);
+  char folder[] = "/tmp/slipway-library-XXXXXX";
+  if (!mkdtemp(folder)) return dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  const std::string name = std::string(folder) + "/" + std::filesystem::path(path).filename().string();
+  const bool linked = symlink(absolute.c_str(), name.c_str()) == 0;
+  void* handle = dlopen(linked ? name.c_str() : path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  unlink(name.c_str());
+  rmdir(folder);
+  return handle;
+}
+
+Library::Library(const std::string& path) : path_(path), handle_(open_library(path)) {
   if (!handle_) throw std::runtime_error(path + ": " + dlerror());
 }
 

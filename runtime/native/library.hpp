@@ -6,6 +6,9 @@
 
 namespace slipway {
 
+// dlopen of what is at the path now; null: dlerror() says why.
+void* open_library(const std::string& path);
+
 class Library {
  public:
   Library() = default;

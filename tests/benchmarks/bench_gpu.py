@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_gpu.py --emulate            the same calls in tiny shapes, by emulation: shows that they work
 
 Weights, keys and values are rotated over more memory than L2 holds; times are of graph replays. Few rows and decoding are held against the
-read rate, many rows and prefill against the rate of mma.sync, both probed here. Each kernel must give the same bits in all replays.
+read rate, many rows and prefill against the rate of mma.sync, both probed here. Each kernel must give the same bits in all replays. What torch does of some of the same work stands below.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import click
@@ -175,6 +176,37 @@ class Measure:
             yield result(f"attention {name} {cache}", f"{len(sequences)} x {int(lengths.max())} tokens", seconds, kv_bytes, kernel.cost.kv_flops * pairs, limits)
 
 
+def torch_peers(scale: Scale, limits: Limits) -> Iterator[Result]:
+    """What torch does of the same work: a linear of many rows (cuBLAS), and a prompt's attention (FlashAttention)."""
+    device, s = "cuda" if torch.cuda.is_available() else "cpu", scale
+    weight = torch.randn(2 * s.ffn, s.hidden, dtype=torch.bfloat16, device=device)
+    for rows in (rows for rows in s.rows if rows > 16):
+        x = torch.randn(rows, s.hidden, dtype=torch.bfloat16, device=device)
+        moved = 2 * (weight.numel() + rows * (s.hidden + 2 * s.ffn))
+        yield result("torch: gate|up bf16", f"{rows} rows", torch_seconds(lambda: torch.nn.functional.linear(x, weight)), moved, 2 * rows * weight.numel(), limits)
+    for tokens in s.prefills:
+        q, k, v = (torch.randn(1, heads, tokens, s.head_dim, dtype=torch.bfloat16, device=device) for heads in (s.heads, s.kv_heads, s.kv_heads))
+        attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: B023, E731
+        flops = 4 * s.heads * s.head_dim * tokens * (tokens + 1) // 2
+        yield result("torch: attention prefill bf16", f"1 x {tokens} tokens", torch_seconds(attend), 4 * k.numel(), flops, limits)
+
+
+def torch_seconds(work: Callable[[], object]) -> float:
+    """Of one call, the best mean of three times twenty."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+
+    def mean() -> float:
+        wait()
+        started = time.perf_counter()
+        for _ in range(REPLAYS):
+            work()
+        wait()
+        return (time.perf_counter() - started) / REPLAYS
+
+    work()
+    return min(mean() for _ in range(3))
+
+
 def probe_kernel(blocks: int, repeats: int) -> Kernel:
     source = f"""#include "{PROBE_HEADER}"
 using namespace slipway::cuda;
@@ -222,7 +254,7 @@ def main(emulate: bool, json_path: pathlib.Path | None) -> None:
                f"{limits.node_s * 1e6:.2f} µs a kernel of a graph")  # fmt: skip
     click.echo("\n| kernel | work | time | rate | of the limit |\n| --- | --- | --- | --- | --- |")
     results = []
-    for found in (*measure.linears(limits), *measure.attention(limits)):
+    for found in itertools.chain(measure.linears(limits), measure.attention(limits), torch_peers(measure.scale, limits)):
         results.append(found)
         click.echo(f"| {found.kernel} | {found.work} | {found.seconds * 1e6:.1f} µs | {rate_text(found.rate, found.unit)} | {found.share:.0%} |")
     if json_path:

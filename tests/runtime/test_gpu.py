@@ -40,6 +40,7 @@ def test_a_sound_plan_passes(manifest):
     "change, message",
     [
         (lambda m: with_kernels(m, image=None), "image: None, expected a file below kernels/, as for sm90"),
+        (lambda m: replace(m, plan=replace(m.plan, drawn=m.plan.logits)), "plan.drawn: f32 for sm90, expected i32, for a GPU"),
         (lambda m: with_kernels(m, image="x.cubin"), "'kernels/x.cubin' is not among the files"),
         (lambda m: with_kernels(m, image="../x"), "file name 'kernels/../x'"),
         (lambda m: with_kernels(m, counters=1 << 61), "counters: 2305843009213693952, expected 0..1048576"),
@@ -114,3 +115,7 @@ def test_another_gpu_is_refused(monkeypatch, kind, capability, hint):
 def test_later_gpus_of_a_generation_run_it(monkeypatch, kind, capability):
     monkeypatch.setattr(gpu, "_first_gpu", lambda *_: ("a card", capability, 0))
     gpu.check(Target(kind, "", ()), "engine")
+
+
+def test_the_rate_of_a_copy():
+    assert gpu.copy_bytes_per_s(emulated=0, size=1 << 20) > 1e6

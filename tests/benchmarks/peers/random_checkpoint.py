@@ -20,13 +20,13 @@ QWEN3_06B = transformers.Qwen3Config(
 DEVIATION = 0.02  # of every weight; those of norms are 1
 
 
-def write_checkpoint(config: transformers.PreTrainedConfig, folder: Path) -> None:
-    """Always the same weights."""
+def write_checkpoint(config: transformers.PreTrainedConfig, folder: Path, device: str = "cpu") -> None:
+    """Always the same weights for the same device, which draws them."""
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in transformers.AutoModelForCausalLM.from_config(config).named_parameters()}
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(device).manual_seed(0)
     weights = {
-        name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, DEVIATION, generator=draw) if len(shape) > 1 else torch.ones(shape, dtype=torch.bfloat16)
+        name: torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, DEVIATION, generator=draw).cpu() if len(shape) > 1 else torch.ones(shape, dtype=torch.bfloat16)
         for name, shape in shapes.items()
     }
     folder.mkdir()
