@@ -188,6 +188,11 @@ class Target:
     def is_gpu(self) -> bool:
         return self.kind in GPU_KINDS
 
+    @property
+    def begins_early(self) -> bool:
+        """Whether its kernels may begin before the one before has ended: programmatic dependent launch, from sm90 on."""
+        return self.is_gpu and int(self.kind.removeprefix("sm")) >= 90
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -71,7 +71,8 @@ class KernelBench {
     std::memcpy(&copy, call.c_str(), sizeof copy);
     void* arguments[] = {&copy};
     const auto [x, y, z] = grid;
-    gpu_.check(api().launch(reinterpret_cast<CuFunction>(function), x, y, z, threads, 1, 1, shared_bytes, gpu_.stream(), arguments, nullptr), "a launch");
+    const CuLaunchConfig config{x, y, z, threads, 1, 1, shared_bytes, gpu_.stream(), nullptr, 0};
+    gpu_.check(api().launch(&config, reinterpret_cast<CuFunction>(function), arguments, nullptr), "a launch");
   }
   size_t capture(nb::callable work) {
     graphs_.push_back(slipway::capture(gpu_, [&] { work(); }));

@@ -23,6 +23,23 @@ inline constexpr int cuda_capability_major = 75, cuda_capability_minor = 76;
 inline constexpr int cuda_capture_thread_local = 1;
 inline constexpr unsigned cuda_stream_non_blocking = 1;
 
+// CUlaunchAttribute: its value is a union of 64 bytes.
+struct CuLaunchAttribute {
+  int id;
+  alignas(8) int value;
+  char rest[60];
+};
+static_assert(sizeof(CuLaunchAttribute) == 72);
+inline constexpr int cuda_begins_early = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+// CUlaunchConfig.
+struct CuLaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  CuStream stream;
+  CuLaunchAttribute* attributes;
+  unsigned num_attributes;
+};
+
 struct CudaApi {
   CuResult (*init)(unsigned flags);
   CuResult (*get_error_string)(CuResult, const char** text);
@@ -53,8 +70,7 @@ struct CudaApi {
   CuResult (*unload_module)(CuModule);
   CuResult (*get_function)(CuFunction*, CuModule, const char* name);
   CuResult (*set_function_attribute)(CuFunction, int attribute, int value);
-  CuResult (*launch)(CuFunction, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
-                     unsigned shared_bytes, CuStream, void** arguments, void** extra);
+  CuResult (*launch)(const CuLaunchConfig*, CuFunction, void** arguments, void** extra);
   CuResult (*begin_capture)(CuStream, int mode);
   CuResult (*end_capture)(CuStream, CuGraph*);
   CuResult (*instantiate)(CuGraphExec*, CuGraph, unsigned long long flags);

@@ -50,7 +50,7 @@ CudaApi load() {
   find(api.unload_module, "cuModuleUnload");
   find(api.get_function, "cuModuleGetFunction");
   find(api.set_function_attribute, "cuFuncSetAttribute");
-  find(api.launch, "cuLaunchKernel");
+  find(api.launch, "cuLaunchKernelEx");
   find(api.begin_capture, "cuStreamBeginCapture_v2");
   find(api.end_capture, "cuStreamEndCapture");
   find(api.instantiate, "cuGraphInstantiateWithFlags");

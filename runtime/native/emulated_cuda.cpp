@@ -279,14 +279,14 @@ CudaApi make() {
     if (attribute != cuda_max_dynamic_shared_bytes || value < 0 || value > most_shared_bytes) return invalid_value;
     return static_cast<Function*>(function)->shared_bytes = static_cast<unsigned>(value), cuda_success;
   };
-  api.launch = [](CuFunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CuStream stream,
-                  void** arguments, void**) {
+  api.launch = [](const CuLaunchConfig* config, CuFunction function, void** arguments, void**) {
     const auto* of = static_cast<const Function*>(function);
-    const uint64_t threads = uint64_t{bx} * by * bz;
-    if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || threads < 1 || threads > most_threads || shared > of->shared_bytes) return invalid_value;
+    const emulation::Extent grid{config->grid_x, config->grid_y, config->grid_z}, block{config->block_x, config->block_y, config->block_z};
+    const unsigned shared = config->shared_bytes;
+    if (!grid.count() || grid.y > 65535 || grid.z > 65535 || !block.count() || block.count() > most_threads || shared > of->shared_bytes) return invalid_value;
     const auto call = *static_cast<const cuda::Call*>(arguments[0]);
-    auto* own = static_cast<Stream*>(stream);
-    return enqueue(stream, [=] { return run(*of, {gx, gy, gz}, {bx, by, bz}, shared, own->seed ? own->seed + ++own->launches : 0, call); });
+    auto* own = static_cast<Stream*>(config->stream);
+    return enqueue(own, [=] { return run(*of, grid, block, shared, own->seed ? own->seed + ++own->launches : 0, call); });
   };
   api.begin_capture = [](CuStream stream, int) {
     auto* of = static_cast<Stream*>(stream);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -44,6 +45,9 @@ GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<con
     : limits_(plan.limits),
       logits_(plan.logits),
       drawn_(plan.drawn),
+      begins_early_(plan.begins_early),
+      is_emulated_(plan.device == Device::emulated_gpu),
+      is_blocking_(std::getenv("SLIPWAY_BLOCKING") != nullptr),
       gpu_(api_of(plan, workers)),
       arena_(gpu_, static_cast<size_t>(plan.arena_bytes), "activations"),
       kv_(gpu_, static_cast<size_t>(plan.kv.layers * plan.kv.block_bytes * plan.kv.num_blocks), "keys and values"),
@@ -122,6 +126,8 @@ std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
   const Bucket bucket = bucket_of(batch);
   if (timed_)
     run_timed(bucket);
+  else if (is_blocking_)
+    run_blocking(bucket);
   else
     gpu_.check(gpu_.api().launch_graph(graph(bucket), gpu_.stream()), "a step");
   if (batch.draws && batch.num_logit_rows)
@@ -136,7 +142,7 @@ std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
 
 void GpuExecutor::finish() {
   gpu_.make_current();
-  gpu_.check(gpu_.api().wait_event(under_way(finished_++).done.get()), "a step");
+  gpu_.check(gpu_.api().wait_event(under_way(finished_++).done.get()), is_emulated_ ? "a step" : "a step (with SLIPWAY_BLOCKING=1 it is named)");
 }
 
 float* GpuExecutor::logits(int32_t row) {
@@ -226,12 +232,21 @@ void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
     if (!fits) continue;
     const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, bucket.sequences); };
     void* arguments[] = {const_cast<cuda::Call*>(&step.call)};
-    gpu_.check(gpu_.api().launch(function, extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
-                                 static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), arguments, nullptr),
-               step.name + " (" + spec.function + ")");
+    CuLaunchAttribute early{.id = cuda_begins_early, .value = 1, .rest = {}};
+    const CuLaunchConfig config{extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
+                                static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), &early, begins_early_ ? 1u : 0u};
+    gpu_.check(gpu_.api().launch(&config, function, arguments, nullptr), step.name + " (" + spec.function + ")");
     launched = true;
   }
   if (!launched) throw std::runtime_error("GPU: no launch of " + step.name + " is for " + std::to_string(rows) + " rows: the engine is damaged");
+}
+
+// Kernel after kernel, so that one that fails is known.
+void GpuExecutor::run_blocking(const Bucket& bucket) const {
+  for (const Step& step : steps_) {
+    launch(step, bucket);
+    gpu_.check(gpu_.api().synchronize(gpu_.stream()), step.name);
+  }
 }
 
 void GpuExecutor::run_timed(const Bucket& bucket) {

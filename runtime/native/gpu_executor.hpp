@@ -65,10 +65,12 @@ class GpuExecutor final : public Executor {
   CuGraphExec graph(const Bucket& bucket);
   void launch(const Step& step, const Bucket& bucket) const;
   void run_timed(const Bucket& bucket);
+  void run_blocking(const Bucket& bucket) const;
 
   const Limits limits_;
   const OperandSpec logits_;
   const std::optional<OperandSpec> drawn_;
+  const bool begins_early_, is_emulated_, is_blocking_;
   Gpu gpu_;
   std::vector<GpuBytes> weights_;
   GpuBytes arena_, kv_, scratch_, counters_, inputs_;

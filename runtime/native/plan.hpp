@@ -62,6 +62,7 @@ struct Plan {
   std::vector<StepSpec> steps;
   std::string library;  // path
   Device device = Device::host;
+  bool begins_early = false;  // a kernel may begin before the one before has ended
   uint64_t seed = 0;      // of an emulated GPU: shuffles its threads; 0: they run in order
   int64_t counters = 0;   // of 32 bits, the most that a step of a GPU has
 };

@@ -74,6 +74,7 @@ Plan plan_from_python(nb::handle manifest, const std::string& directory, int32_t
               .library = directory + "/kernels/" + get<std::string>(plan, "library")};
   if (nb::cast<bool>(manifest.attr("target").attr("is_gpu"))) result.device = emulated ? Device::emulated_gpu : Device::gpu;
   if (!plan.attr("drawn").is_none()) result.drawn = operand(plan.attr("drawn"), plan.attr("buffers"));
+  result.begins_early = nb::cast<bool>(manifest.attr("target").attr("begins_early"));
   result.seed = emulated.value_or(0);
   const nb::object kernels = plan.attr("kernels");
   for (nb::handle item : plan.attr("steps")) {

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -183,3 +184,7 @@ def test_a_kernel_that_fails_ends_the_engine_with_its_name(engine_directory, tmp
             engine.generate([[5, 6, 7]])
         with pytest.raises(EngineError, match="it has failed: .* bytes of shared memory"):
             engine.generate([[5, 6, 7]])
+    monkeypatch.setenv("SLIPWAY_BLOCKING", "1")  # for a GPU, which does not say which of a graph's kernels failed
+    step = next(step.name for step in manifest.plan.steps if step.symbol == symbol)
+    with Engine.load(directory) as engine, pytest.raises(EngineError, match=f"GPU: {re.escape(step)}: {symbol}_upto8: block"):
+        engine.generate([[5, 6, 7]])

@@ -34,6 +34,7 @@ def occurrences(header, pattern):
 MUTATIONS = [
     *occurrences("rms_norm/kernel.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/few_rows.cuh", r"__syncthreads\(\);"),
+    *occurrences("linear/cuda/few_rows.cuh", r"wait_for_previous\(\);"),
     *occurrences("linear/cuda/many_rows.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/many_rows.cuh", r"wait_for_copies<.*?>\(\);"),
     *occurrences("paged_attention/cuda/decode.cuh", r"__syncthreads\(\);"),

@@ -1,7 +1,7 @@
 // At most 16 rows: weights are streamed once, and nothing else takes time.
 //
 // A block has one tile of outputs (gated: a tile of `gate` and one of `up`); its eight warps take turns at the chunks of the inputs,
-// each with `ahead` chunks under way, and their sums meet in shared memory. Where outputs are few, blocks share a tile too: each
+// each with `ahead` chunks under way, the first while the kernel before still runs, and their sums meet in shared memory. Where outputs are few, blocks share a tile too: each
 // writes its sums and the last of them adds all up, always in the same order.
 #pragma once
 #include "linear/cuda/problem.cuh"
@@ -40,6 +40,7 @@ template <class P, int columns, int ahead, int splits> inline void few_rows(cons
   const int first = split * share + warp;
 #pragma unroll
   for (int i = 0; i < ahead; ++i) load(i, first + i * few_warps);
+  wait_for_previous();
   for (int chunks = first; chunks < end; chunks += few_warps * ahead)
 #pragma unroll
     for (int i = 0; i < ahead; ++i)

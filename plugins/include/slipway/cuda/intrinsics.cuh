@@ -1,11 +1,35 @@
 // PTX behind functions; emulation/intrinsics.hpp has the twin of each.
 #pragma once
 
+// A kernel begins when all blocks of the one before have begun (programmatic dependent launch, from sm90 on), and waits for its end before
+// it reads what kernels write. Every thread of every kernel must wait: that the one before has ended then says it of all before.
 // blocks: of `threads` threads each that a multiprocessor is to hold at least, which bounds a thread's registers.
-#define SLIPWAY_KERNEL(name, threads, blocks) \
-  extern "C" __global__ void __launch_bounds__(threads, blocks) name([[maybe_unused]] const __grid_constant__ slipway::cuda::Call call)
+#define SLIPWAY_KERNEL(name, threads, blocks)                                              \
+  static __forceinline__ void name##_after(const slipway::cuda::Call& call);               \
+  SLIPWAY_KERNEL_THAT_WAITS(name, threads, blocks) {                                       \
+    slipway::cuda::wait_for_previous();                                                    \
+    name##_after(call);                                                                    \
+  }                                                                                        \
+  static __forceinline__ void name##_after([[maybe_unused]] const slipway::cuda::Call& call)
+
+// One that calls wait_for_previous() itself, after what it can do before.
+#define SLIPWAY_KERNEL_THAT_WAITS(name, threads, blocks)                                   \
+  static __forceinline__ void name##_body(const slipway::cuda::Call& call);                \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ slipway::cuda::Call call) { \
+    slipway::cuda::let_next_begin();                                                       \
+    name##_body(call);                                                                     \
+  }                                                                                        \
+  static __forceinline__ void name##_body([[maybe_unused]] const slipway::cuda::Call& call)
 
 namespace slipway::cuda {
+
+#if __CUDA_ARCH__ >= 900
+inline void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+inline void let_next_begin() {}
+inline void wait_for_previous() {}
+#endif
 
 template <class T> inline T max(T a, T b) { return a < b ? b : a; }
 template <class T> inline T min(T a, T b) { return b < a ? b : a; }

@@ -3,7 +3,8 @@
 // A warp runs until each of its threads waits for others or has ended, then another one does, of this block or of others that are
 // resident with it: what lacks a barrier reads what is not written yet, with some seed. Shared memory holds NaN when a block begins and
 // ends at a page nobody may touch. What hardware leaves undefined is an error here: threads of a warp that meet at different operations,
-// barriers that not all of a block reach, copies that are read before they were waited for (async_copies.hpp).
+// barriers that not all of a block reach, copies that are read before they were waited for (async_copies.hpp), threads that never wait for
+// the kernel before.
 #pragma once
 #include <cstdarg>
 #include <cstdio>
@@ -64,6 +65,7 @@ struct Thread {
   Index index;
   int rank = 0;
   bool done = false;
+  bool waited = false;            // for the kernel before
   std::vector<AsyncCopy> copies;  // issued and not yet made
   uint64_t copy_groups = 0;       // committed
 };
@@ -232,7 +234,7 @@ class Block {
       const Extent& shape = launch_->block;
       thread.index = {rank % shape.x, rank / shape.x % shape.y, rank / shape.x / shape.y};
       thread.rank = static_cast<int>(i);
-      thread.done = false;
+      thread.done = thread.waited = false;
       thread.copies.clear();
       thread.copy_groups = 0;
       thread.fiber.begin(&Block::enter);
@@ -271,6 +273,7 @@ class Block {
     block.body_(block.launch_->arguments);
     Thread& thread = *self();
     if (thread.fiber.overflowed()) block.fail("its stack of %zu bytes in the emulation is too small", stack_bytes);
+    if (!thread.waited) block.fail("ends without a wait_for_previous()");
     thread.done = true;
     --block.warp(thread).live;
     ++block.progress_;

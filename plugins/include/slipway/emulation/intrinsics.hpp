@@ -16,6 +16,14 @@
 
 // extern "C" <name>: the kernel's threads execute what follows, with `call` in scope.
 #define SLIPWAY_KERNEL(name, threads, blocks)                                                                              \
+  static void name##_after(const slipway::cuda::Call& call);                                                               \
+  SLIPWAY_KERNEL_THAT_WAITS(name, threads, blocks) {                                                                       \
+    slipway::cuda::wait_for_previous();                                                                                    \
+    name##_after(call);                                                                                                    \
+  }                                                                                                                        \
+  static void name##_after([[maybe_unused]] const slipway::cuda::Call& call)
+
+#define SLIPWAY_KERNEL_THAT_WAITS(name, threads, blocks)                                                                              \
   static void name##_thread(const slipway::cuda::Call& call);                                                              \
   extern "C" [[gnu::visibility("default")]] void name(const slipway::emulation::Launch& launch) {                          \
     slipway::emulation::Block::run_all(                                                                                    \
@@ -56,6 +64,9 @@ inline int __popc(uint32_t bits) { return std::popcount(bits); }
 inline int __ffs(uint32_t bits) { return bits ? std::countr_zero(bits) + 1 : 0; }
 
 namespace slipway::cuda {
+
+// The kernel before has ended, here always: that every thread waits for it is seen to.
+inline void wait_for_previous() { emulation::Block::self()->waited = true; }
 
 using std::max;
 using std::min;
