@@ -35,7 +35,7 @@ from slipway.compiler.target import CPU_ISAS, GPUS, Gpu, Target
 from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
-from slipway.passes.pipeline import GPU_PASSES, PASSES, run_passes
+from slipway.passes.pipeline import passes_for, run_passes
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.plugins.plugin import Kernel
 from slipway.quantization import formats
@@ -134,7 +134,7 @@ def _plan(job: Build) -> PlannedGraph:
     graph = _captured(job)
     with job.progress.stage("plan"):
         check_overrides(job.recipe, choose_formats(graph, job.recipe))
-        graph = run_passes(graph, GPU_PASSES if job.target.gpu else PASSES)
+        graph = run_passes(graph, passes_for(gpu=job.target.gpu is not None))
         choose_formats(graph, job.recipe)
         planned = plan_graph(graph, job.target)
     if job.target.gpu:

@@ -49,7 +49,11 @@ PASSES: tuple[Pass, ...] = (
     FuseAddRmsNorm(),
     DropDeadNodes(),
 )
-GPU_PASSES = (*PASSES, DrawTokens())
+
+
+def passes_for(gpu: bool) -> tuple[Pass, ...]:
+    """A GPU draws tokens too."""
+    return (*PASSES, DrawTokens()) if gpu else PASSES
 
 
 def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES) -> Graph:
@@ -103,5 +107,5 @@ def _write_repro(graph: Graph, left: tuple[Pass, ...], error: Exception) -> path
 def replay(path: pathlib.Path | str) -> Graph:
     """Runs the passes of a repro file on its graph."""
     repro = json.loads(pathlib.Path(path).read_text())
-    known = {name_of(each): each for each in (*PASSES, *GPU_PASSES)}
+    known = {name_of(each): each for each in passes_for(gpu=True)}
     return run_passes(graph_json.loads(repro["graph"]), tuple(known[name] for name in repro["passes"]))

@@ -52,10 +52,13 @@ def available_bytes() -> int:
     return _first_gpu("memory", "a GPU")[2]
 
 
-def copy_bytes_per_s(emulated: int | None = None, size: int = COPY_BYTES) -> float:
-    """What the GPU's memory gives to a copy within it, bytes read and bytes written. emulated: a seed, of an emulated one."""
+def copy_bytes_per_s(emulated: int | None = None, size: int | None = None) -> float:
+    """What the GPU's memory gives to a copy within it, bytes read and bytes written. emulated: a seed, of an emulated one. size: of a
+    gigabyte, or half of what is free.
+    """
     from slipway.runtime import _native
 
+    size = size or min(COPY_BYTES, available_bytes() // 2 // 4096 * 4096)
     bench = _native.KernelBench(emulated, 1)
     memory = bench.allocate(size)
     bench.fill(memory, 0, size)

@@ -72,7 +72,7 @@ class Bench:
     threads: int
     read_bytes_per_s: float
     flops_per_s: float | None  # None: not measured, on a GPU
-    start_s: float  # from starting a process to the first token of a prompt of 16, or fewer where the engine holds fewer
+    start_s: float | None  # from starting a process to the first token of a prompt of 16, or fewer where the engine holds fewer
     decoding: list[Decoding]
     prefill: list[Prefill]
 
@@ -157,7 +157,7 @@ def limits_of(is_gpu: bool, threads: int) -> Callable[[], tuple[float, float | N
     return (lambda: (copy_bytes_per_s(), None)) if is_gpu else of_threads
 
 
-def measure_loaded(engine, load: Load, rounds: int, threads: int, start_s: float, limits: Callable[[], tuple[float, float | None]]) -> Bench:
+def measure_loaded(engine, load: Load, rounds: int, threads: int, start_s: float | None, limits: Callable[[], tuple[float, float | None]]) -> Bench:
     run = _Run(engine, load.prompt, load.new, rounds, limits)
     decoding = [run.decoding(sequences) for sequences in load.batch]
     reading = [run.prefill(tokens) for tokens in load.prefill]

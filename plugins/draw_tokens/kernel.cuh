@@ -30,9 +30,14 @@ inline uint32_t key_of(float x) {
 }
 inline float float_of(uint32_t key) { return as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-inline float warp_max(float x) {
+// The sum of what a warp's lanes bring, up to each of them.
+inline double warp_scan(double x) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-  for (int other = 16; other; other /= 2) x = max(x, __shfl_xor_sync(~0u, x, other));
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const double before = __shfl_sync(~0u, x, max(lane - distance, 0));
+    if (lane >= distance) x += before;
+  }
   return x;
 }
 
@@ -131,9 +136,7 @@ template <int vocabulary> class Row {
   double group_weight(int g) const { return double{scans_[g].weight} * double{weight_of(all_.largest[g])}; }
 
   uint32_t block_max(uint32_t x) {
-#pragma unroll
-    for (int other = 16; other; other /= 2) x = max(x, __shfl_xor_sync(~0u, x, other));
-    return over_warps(x, [](uint32_t a, uint32_t b) { return max(a, b); });
+    return over_warps(warp_max(x), [](uint32_t a, uint32_t b) { return max(a, b); });
   }
   uint32_t block_count(bool here) { return over_warps(static_cast<uint32_t>(__popc(__ballot_sync(~0u, here))), [](uint32_t a, uint32_t b) { return a + b; }); }
   template <class Merge> uint32_t over_warps(uint32_t of_warp, Merge merge) {
@@ -147,12 +150,7 @@ template <int vocabulary> class Row {
 
   // The sum of what the threads before this one bring; total: of all. Two calls need a barrier between them.
   double sum_before(double mine, double& total) {
-    double through = mine;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const double before = __shfl_sync(~0u, through, max(lane() - distance, 0));
-      if (lane() >= distance) through += before;
-    }
+    const double through = warp_scan(mine);
     if (lane() == 31) all_.sums[warp()] = through;
     __syncthreads();
     double before = 0;
@@ -214,17 +212,11 @@ template <int vocabulary> class Row {
     double left = draw_.uniform * total - all;
     float four[4];
     load_four<vocabulary>(logits_, g, four);
-    double mine = 0, through;
+    double mine = 0;
     for (const float logit : four) mine += weight_of(logit);
-    through = mine;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const double other = __shfl_sync(~0u, through, max(lane() - distance, 0));
-      if (lane() >= distance) through += other;
-    }
     // The group's own sum was rounded otherwise: what the draw would have beyond it is the group's last.
     int token = -1, last = -1;
-    double at = through - mine;
+    double at = warp_scan(mine) - mine;
     for (int i = 0; i < 4; ++i) {
       const double one = weight_of(four[i]);
       if (one > 0) last = lane() * 4 + i;
@@ -236,8 +228,8 @@ template <int vocabulary> class Row {
     return g * group + static_cast<int>(block_max(static_cast<uint32_t>(last + 1))) - 1;
   }
 
-  // The largest key that at least `count` groups reach.
-  uint32_t key_of_best(uint32_t count) {
+  // The largest logit that at least `count` groups reach.
+  float threshold_of_best(int count) {
     uint32_t key = 0;
     for (int bit = 31; bit >= 0; --bit) {
       const uint32_t higher = key | 1u << bit;
@@ -246,9 +238,9 @@ template <int vocabulary> class Row {
         const int g = thread() + i * threads;
         reached += block_count(g < groups && key_of(all_.largest[g]) >= higher);
       }
-      if (reached >= count) key = higher;
+      if (reached >= static_cast<uint32_t>(count)) key = higher;
     }
-    return key;
+    return max(float_of(key), lowest);
   }
 
   // The logits that reach the threshold, best first; whether there is room for all.
@@ -300,16 +292,16 @@ template <int vocabulary> class Row {
 
   // Gathers at least what the filters leave; whether there is room for it.
   bool gather_enough(double total) {
-    if (draw_.top_k > 0) return gather(draw_.top_k < groups ? max(float_of(key_of_best(static_cast<uint32_t>(draw_.top_k))), lowest) : lowest);
+    if (draw_.top_k > 0) return gather(draw_.top_k < groups ? threshold_of_best(draw_.top_k) : lowest);
     if (draw_.top_p >= 1) return gather(max(largest_ + (logf(draw_.min_p) - 1) / draw_.scale, lowest));  // a little more than enough
-    constexpr int most = groups - groups / 8;  // of random logits some groups * 17 tokens are as good
-    for (const int best : {min(32, most), min(256, most), most, groups}) {
-      if (!gather(best < groups ? max(float_of(key_of_best(static_cast<uint32_t>(best))), lowest) : lowest)) return false;
+    const int most = min(groups - groups / 8, 1536);  // of random logits two a group are as good then
+    for (const int best : {min(32, most), min(256, most), min(1024, most), most}) {
+      if (!gather(threshold_of_best(best))) return false;
       double mass;
       place_of(count_, [&](int i) { return candidate_weight(i); }, 0, false, &mass);
-      if (mass >= total * double{draw_.top_p} || best >= groups) return true;
+      if (mass >= total * double{draw_.top_p}) return true;
     }
-    return false;
+    return vocabulary <= most_candidates && gather(lowest);
   }
 
   int draw_from_best() {

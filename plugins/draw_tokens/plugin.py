@@ -13,7 +13,7 @@ from slipway.plugins.rendering import render, symbol
 # kernel.cuh
 GROUP, SCAN_THREADS, SCANNED = 128, 256, 4096
 THREADS, WARPS, MOST_CANDIDATES = 512, 16, 4096
-MOST_VOCABULARY = 1 << 18  # so that what a block shares fits every GPU
+MOST_VOCABULARY = 1 << 19  # so that what a block shares fits every GPU
 
 
 @torch.library.custom_op("slipway::draw_tokens", mutates_args=())
@@ -45,10 +45,11 @@ class DrawTokensPlugin:
         groups = -(-vocabulary // GROUP)
         name = symbol("draw_tokens", vocabulary)
         scan = Launch(f"{name}_scan", SCAN_THREADS, (Extent(fixed=-(-vocabulary // SCANNED)), Extent("rows"), ONE))
-        shared_bytes = 8 * MOST_CANDIDATES + 4 * groups + 4 * (groups % 2) + 12 * WARPS + 8
+        shared_bytes = 8 * MOST_CANDIDATES + 4 * (groups + groups % 2) + 12 * WARPS + 8
+        sizes = {"scan_threads": SCAN_THREADS, "scanned": SCANNED, "threads": THREADS, "group": GROUP, "shared_bytes": shared_bytes}
         return Kernel(
             symbol=name,
-            source=render(__file__, target, symbol=name, vocabulary=vocabulary, scan_threads=SCAN_THREADS, threads=THREADS),
+            source=render(__file__, target, symbol=name, vocabulary=vocabulary, **sizes),
             inputs=(logits,),
             output_dtypes=(torch.int32,),
             shared_scratch_per_row=8 * groups,

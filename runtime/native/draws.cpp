@@ -8,13 +8,23 @@
 namespace slipway {
 namespace {
 
-constexpr int32_t most_top_k = 1024;  // of plugins/draw_tokens/kernel.cuh: as many candidates, and ties, have room
+// Of plugins/draw_tokens/kernel.cuh: a threshold that the best k of its groups of 128 reach, not all of them, or all logits have room.
+int32_t most_top_k(int32_t vocab_size) {
+  constexpr int32_t group = 128, most_candidates = 4096, most_groups = 1536;
+  const int32_t groups = (vocab_size + group - 1) / group;
+  return vocab_size <= most_candidates ? vocab_size : std::min(groups - groups / 8, most_groups);
+}
 
-bool is_for_the_host(const SamplingParams& params) { return params.logprobs || params.typical_p < 1 || params.top_k > most_top_k; }
+bool is_for_the_host(const SamplingParams& params, int32_t vocab_size) {
+  const bool filters = params.top_k > 0 && params.top_k < vocab_size;
+  return params.logprobs || params.typical_p < 1 || (filters && params.top_k > most_top_k(vocab_size));
+}
 
 }  // namespace
 
-bool draws_ahead(const SamplingParams& params) { return !is_for_the_host(params) && !uses_penalties(params) && params.bad_words.empty(); }
+bool draws_ahead(const SamplingParams& params, int32_t vocab_size) {
+  return !is_for_the_host(params, vocab_size) && !uses_penalties(params) && params.bad_words.empty();
+}
 
 void Draws::clear() {
   draws_.clear();
@@ -25,7 +35,7 @@ void Draws::add(const SampleContext& row) {
   const SamplingParams& params = *row.params;
   Draw draw{};
   draw.first_edit = static_cast<int32_t>(edits_.size());
-  if (!row.on_host && !row.given && !is_for_the_host(params)) {
+  if (!row.on_host && !row.given && !is_for_the_host(params, static_cast<int32_t>(places_.size()))) {
     draw.on_device = 1;
     draw.scale = params.temperature == 0 ? 0 : std::min(1.0f / params.temperature, std::numeric_limits<float>::max());
     draw.top_k = static_cast<size_t>(params.top_k) < places_.size() ? params.top_k : 0;

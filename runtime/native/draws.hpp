@@ -1,6 +1,8 @@
 // What a GPU needs to draw tokens as Sampler would: for each row a Draw, and the changes to its logits.
 //
-// The host keeps rows that want logprobs or typical_p, are bound by a grammar, or keep more tokens than the kernel has room for.
+// The host keeps rows that want logprobs or typical_p, are bound by a grammar, have a top_k of nearly as many tokens as the kernel has
+// groups of logits, or come in a step after most_edits changes. Of those that it does not keep, the kernel leaves it those whose filters
+// need more candidates than there is room for.
 #pragma once
 #include <span>
 #include <vector>
@@ -11,7 +13,7 @@
 namespace slipway {
 
 // Whether a GPU can draw what the parameters ask for, not knowing the token before: penalties and bad words look at it.
-bool draws_ahead(const SamplingParams& params);
+bool draws_ahead(const SamplingParams& params, int32_t vocab_size);
 
 class Draws {
  public:

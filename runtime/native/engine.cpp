@@ -209,7 +209,9 @@ void Engine::constrain(StepBatch& step) {
 // Rows that the executor has drawn; the others are to be sampled.
 void Engine::take_drawn(const StepBatch& step) {
   to_sample_.assign(step.rows.size(), nullptr);
+  wanted_.clear();
   for (size_t row = 0; row < step.rows.size(); ++row) {
+    if (!step.rows[row].params) continue;  // its sequence left
     const auto number = static_cast<int32_t>(row);
     const int32_t drawn = executor_->draws() ? executor_->drawn(number) : left_to_host;
     if (drawn >= 0)
@@ -219,8 +221,10 @@ void Engine::take_drawn(const StepBatch& step) {
     else if (in_flight_)
       sampled_[row].again = true;  // its logits may have been overwritten
     else if (!sampled_[row].error)
-      to_sample_[row] = executor_->logits(number);
+      wanted_.push_back(number);
   }
+  executor_->bring_logits(wanted_);
+  for (const int32_t row : wanted_) to_sample_[static_cast<size_t>(row)] = executor_->logits(row);
 }
 
 void Engine::sample(StepBatch& step) {
@@ -237,7 +241,7 @@ void Engine::sample(StepBatch& step) {
       sampled_[at] = samplers_[static_cast<size_t>(rank)].sample({to_sample_[at], static_cast<size_t>(vocab_size_)}, step.rows[at], edited);
     }
   };
-  if (std::ranges::count_if(to_sample_, [](const float* logits) { return logits != nullptr; }) > 1)
+  if (wanted_.size() > 1)
     team_.run(work);
   else
     work(0);

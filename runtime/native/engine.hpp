@@ -95,7 +95,8 @@ class Engine {
   size_t num_begun_ = 0;
   std::optional<InFlight> in_flight_;
   double ended_s_ = 0;             // the last step
-  std::vector<float*> to_sample_;  // [rows] logits, null: the row has its token, or its error
+  std::vector<int32_t> wanted_;    // rows that are sampled here
+  std::vector<float*> to_sample_;  // [rows] the logits of those, else null
   std::vector<Sampled> sampled_;
   Ticket next_row_, next_constrained_;
 

@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,9 @@ class Executor {
     if (!error) finish();
     return error;
   }
-  virtual float* logits(int32_t row) = 0;  // of the last batch begun. One thread may ask; what it points at any thread may use
+  // Of the last batch begun. Rows that it was to draw must be brought first.
+  virtual float* logits(int32_t row) const = 0;
+  virtual void bring_logits(std::span<const int32_t>) {}
 
   // Whether it draws tokens, of batches that say how. drawn: a row's token of the batch finished last, or one of what stands instead (above).
   virtual bool draws() const { return false; }

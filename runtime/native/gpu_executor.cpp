@@ -133,7 +133,6 @@ std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
   if (batch.draws && batch.num_logit_rows)
     gpu_.check(gpu_.api().copy_to_host(own.tokens.data(), arena_.at() + static_cast<CuDevicePtr>(drawn_->arena_offset),
                                        static_cast<size_t>(batch.num_logit_rows * drawn_->row_bytes), gpu_.stream()), "the tokens");
-  is_here_.assign(static_cast<size_t>(batch.num_logit_rows), false);
   for (int32_t row = 0; row < batch.num_logit_rows; ++row)
     if (!batch.draws || !batch.draws[row].on_device) bring(row);
   gpu_.check(gpu_.api().record_event(own.done.get(), gpu_.stream()), "an event");
@@ -145,13 +144,11 @@ void GpuExecutor::finish() {
   gpu_.check(gpu_.api().wait_event(under_way(finished_++).done.get()), is_emulated_ ? "a step" : "a step (with SLIPWAY_BLOCKING=1 it is named)");
 }
 
-float* GpuExecutor::logits(int32_t row) {
-  if (!is_here_[static_cast<size_t>(row)]) {
-    gpu_.make_current();
-    bring(row);
-    gpu_.synchronize();
-  }
-  return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes);
+void GpuExecutor::bring_logits(std::span<const int32_t> rows) {
+  if (rows.empty()) return;
+  gpu_.make_current();
+  for (const int32_t row : rows) bring(row);
+  gpu_.synchronize();
 }
 
 int32_t GpuExecutor::drawn(int32_t row) const {
@@ -161,10 +158,9 @@ int32_t GpuExecutor::drawn(int32_t row) const {
 }
 
 // Starts to copy a row of logits to the host.
-void GpuExecutor::bring(int32_t row) {
+void GpuExecutor::bring(int32_t row) const {
   gpu_.check(gpu_.api().copy_to_host(results_.data() + row * logits_.row_bytes, arena_.at() + static_cast<CuDevicePtr>(logits_.arena_offset + row * logits_.row_bytes),
                                      static_cast<size_t>(logits_.row_bytes), gpu_.stream()), "the logits");
-  is_here_[static_cast<size_t>(row)] = true;
 }
 
 // All arrays behind each other, and in front of them the Batch that says where they are on the device.

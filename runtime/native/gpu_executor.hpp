@@ -22,7 +22,8 @@ class GpuExecutor final : public Executor {
   // Throws std::runtime_error where the GPU fails: it computes no more after that.
   std::optional<std::string> begin(const Batch& batch) override;
   void finish() override;
-  float* logits(int32_t row) override;
+  float* logits(int32_t row) const override { return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes); }
+  void bring_logits(std::span<const int32_t> rows) override;
   bool draws() const override { return drawn_.has_value(); }
   int32_t drawn(int32_t row) const override;
   void time_steps(bool on) override { timed_ = on; }
@@ -60,7 +61,7 @@ class GpuExecutor final : public Executor {
   CuFunction function(const StepSpec& step, const LaunchSpec& launch);
   void upload(const std::vector<std::shared_ptr<const Mapping>>& weights);
   void send(const Batch& batch, const PinnedBytes& through);
-  void bring(int32_t row);
+  void bring(int32_t row) const;
   Bucket bucket_of(const Batch& batch) const;
   CuGraphExec graph(const Bucket& bucket);
   void launch(const Step& step, const Bucket& bucket) const;
@@ -75,7 +76,6 @@ class GpuExecutor final : public Executor {
   std::vector<GpuBytes> weights_;
   GpuBytes arena_, kv_, scratch_, counters_, inputs_;
   PinnedBytes results_;        // logits, of the batch begun last
-  std::vector<bool> is_here_;  // a row of those
   UnderWay under_way_[2];      // batches take turns
   uint64_t begun_ = 0, finished_ = 0;
   std::map<std::string, Owned<CuModule>> modules_;

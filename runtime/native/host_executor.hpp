@@ -24,7 +24,7 @@ class HostExecutor final : public Executor {
   HostExecutor(const HostExecutor&) = delete;
 
   std::optional<std::string> begin(const Batch& batch) override;
-  float* logits(int32_t row) override { return logits_.row<float>(row); }
+  float* logits(int32_t row) const override { return logits_.row<float>(row); }
   bool bring_memory() override;
   void run_segments_with(SegmentRunner segments) override { segments_ = std::move(segments); }
   std::byte* arena() const override { return arena_.data(); }

@@ -69,8 +69,9 @@ void Scheduler::commit_slot(const StepBatch::Slot& slot, std::span<Sampled> samp
   sequence.num_computed += slot.num_tokens - slot.num_drafts;
   totals_.tokens_computed += slot.num_tokens;
 
-  sequence.on_host = !sampled.empty() && sampled.back().again;
-  if (sequence.on_host && !sequence.cancelled) {
+  const bool again = !sampled.empty() && sampled.back().again;
+  sequence.on_host |= again;
+  if (again && !sequence.cancelled) {
     --sequence.num_computed;
     leave_ahead(sequence);
     return;

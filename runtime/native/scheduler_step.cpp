@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <unordered_set>
+#include <utility>
 
 #include "draws.hpp"
 #include "scheduler.hpp"
@@ -11,10 +12,10 @@ namespace slipway {
 namespace {
 
 // Whether the step draws one token of the sequence, and nothing but that token is needed to go on.
-bool draws_next_alone(const Sequence& sequence, const StepBatch::Slot& slot) {
+bool draws_next_alone(const Sequence& sequence, const StepBatch::Slot& slot, int32_t vocab_size) {
   const SamplingParams& params = sequence.group->request.params;
   const bool draws_one = slot.num_rows == 1 && slot.num_scored == 0;
-  return draws_one && !sequence.cancelled && !sequence.constraint && !sequence.on_host && params.speculate_tokens == 0 && draws_ahead(params);
+  return draws_one && !sequence.cancelled && !sequence.constraint && !sequence.on_host && params.speculate_tokens == 0 && draws_ahead(params, vocab_size);
 }
 
 }  // namespace
@@ -37,11 +38,13 @@ StepBatch* Scheduler::next(double now_s) {
 StepBatch* Scheduler::next_ahead(double now_s) {
   if (!in_flight_ || ahead_in_flight_) throw std::logic_error("scheduler: next_ahead() without one step in flight");
   expire(now_s);
-  if (could_admit() || running_.size() != step_->slots.size()) return nullptr;
-  for (const StepBatch::Slot& slot : step_->slots)
-    if (!slot.sequence || !draws_next_alone(*slot.sequence, slot)) return nullptr;
+  const auto live = [](const StepBatch::Slot& slot) { return slot.sequence != nullptr; };
+  if (could_admit() || std::cmp_not_equal(running_.size(), std::ranges::count_if(step_->slots, live))) return nullptr;
+  const auto goes_on = [&](const StepBatch::Slot& slot) { return !live(slot) || draws_next_alone(*slot.sequence, slot, config_.vocab_size); };
+  if (!std::ranges::all_of(step_->slots, goes_on)) return nullptr;
   ahead_->clear();
   for (const StepBatch::Slot& slot : step_->slots) {
+    if (!live(slot)) continue;
     Sequence& sequence = *slot.sequence;
     if (sequence.metrics.output_tokens + 1 >= sequence.group->max_tokens) continue;  // it ends with the step in flight
     if (!kv_.grow(sequence.lease, sequence.num_known() + 1)) return nullptr;

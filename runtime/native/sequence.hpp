@@ -26,7 +26,7 @@ struct Sequence {
   std::unique_ptr<TokenConstraint> constraint;
   Metrics metrics;
   bool in_step = false;
-  bool on_host = false;                  // the host draws its next token: the GPU could not
+  bool on_host = false;                  // the host draws from now on: the GPU could not
   bool cancelled = false;                // to be ended when its step is over
   bool finished = false;
 

@@ -73,7 +73,7 @@ void StepBatch::append_drawn(Sequence& sequence, int32_t row) {
 
 void StepBatch::take_drawn() {
   for (const Slot& slot : slots)
-    if (slot.sequence) rows[static_cast<size_t>(slot.first_row)] = context_of(*slot.sequence, slot.sequence->tokens.size());
+    rows[static_cast<size_t>(slot.first_row)] = slot.sequence ? context_of(*slot.sequence, slot.sequence->tokens.size()) : SampleContext{};
 }
 
 void StepBatch::seal(int32_t vocab_size) {

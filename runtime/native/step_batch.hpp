@@ -29,7 +29,7 @@ struct StepBatch {
   };
 
   Batch batch{};                          // views of the vectors below
-  std::vector<SampleContext> rows;        // [num_logit_rows] how to sample each logit row
+  std::vector<SampleContext> rows;        // [num_logit_rows] how to sample each logit row; without params: not at all, its sequence left
   std::vector<uint64_t> request_ids;      // [num_seqs], for logs and tests
   std::vector<int32_t> sequence_indices;  // [num_seqs]
   std::vector<Slot> slots;                // [num_seqs]

@@ -71,6 +71,14 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Engined:
+    """load_s: until the first token, in a process that runs."""
+
+    bench: Bench
+    load_s: float
+
+
+@dataclass(frozen=True)
 class Work:
     config: transformers.LlamaConfig
     load: Load
@@ -96,16 +104,16 @@ def build(work: Work, precision: str, target: str, folder: pathlib.Path) -> path
     return out
 
 
-def measure(work: Work, precision: str, target: str, folder: pathlib.Path, emulate: bool) -> Bench:
+def measure(work: Work, precision: str, target: str, folder: pathlib.Path, emulate: bool) -> Engined:
     engine_dir, started = build(work, precision, target, folder), time.perf_counter()
     with Engine.load(engine_dir, kv_tokens=None) as engine:
         engine.generate([list(range(work.load.start))])
-        start_s = time.perf_counter() - started
+        load_s = time.perf_counter() - started
         limits = (lambda: (1e9, None)) if emulate else limits_of(True, 1)
-        result = measure_loaded(engine, work.load, 1 if emulate else 3, usable_cores(), start_s, limits)
+        result = measure_loaded(engine, work.load, 1 if emulate else 3, usable_cores(), None, limits)
     shutil.rmtree(engine_dir)
     shutil.rmtree(folder / "cache" / "weights", ignore_errors=True)  # of this precision; 16 GB in bf16
-    return result
+    return Engined(result, load_s)
 
 
 def transformers_rates(work: Work, checkpoint: pathlib.Path) -> list[Peer]:
@@ -134,15 +142,16 @@ def transformers_rates(work: Work, checkpoint: pathlib.Path) -> list[Peer]:
     return found
 
 
-def report(work: Work, gpu: str, engines: dict[str, Bench], peers: list[Peer]) -> str:
+def report(work: Work, gpu: str, engines: dict[str, Engined], peers: list[Peer]) -> str:
     batches = work.load.batch
     header = ["", *(f"{count} at once" for count in batches), f"prompt of {work.load.prompt}", "load to first token"]
     rows = []
-    for precision, bench in engines.items():
+    for precision, engined in engines.items():
+        bench = engined.bench
         cells = [f"{d.tokens_per_s:,.0f} ({d.share:.0%})" for d in bench.decoding]
-        rows.append([f"Slipway {precision}", *cells, f"{bench.prefill[0].tokens_per_s:,.0f} tok/s, {seconds_text(bench.prefill[0].cold_s)}", seconds_text(bench.start_s)])
+        rows.append([f"Slipway {precision}", *cells, f"{bench.prefill[0].tokens_per_s:,.0f} tok/s, {seconds_text(bench.prefill[0].cold_s)}", seconds_text(engined.load_s)])
     rows.append(["transformers bf16", *(f"{p.tokens_per_s:,.0f}" for p in peers), f"{work.load.prompt / peers[0].ttft_s:,.0f} tok/s, {seconds_text(peers[0].ttft_s)}", ""])
-    read = rate_text(next(iter(engines.values())).read_bytes_per_s, "B")
+    read = rate_text(next(iter(engines.values())).bench.read_bytes_per_s, "B")
     return f"{gpu}, a copy moves {read}; tokens/s, and the share of what reading the step's bytes at that rate allows\n\n{markdown(header, rows)}"
 
 

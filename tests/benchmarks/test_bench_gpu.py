@@ -26,9 +26,10 @@ def test_engines_are_measured_beside_transformers(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "engines.json").read_text())
     assert found["engines"].keys() == {"bf16", "nvfp4"}
-    for bench in found["engines"].values():
+    for engine in found["engines"].values():
+        bench = engine["bench"]
         assert [d["sequences"] for d in bench["decoding"]] == [1, 2] and all(d["tokens_per_s"] > 0 for d in bench["decoding"])
-        assert bench["prefill"][0]["cold_s"] > 0 and bench["start_s"] > 0
+        assert bench["prefill"][0]["cold_s"] > 0 and engine["load_s"] > 0
     assert [peer["sequences"] for peer in found["transformers"]] == [1, 2]
     assert "| Slipway nvfp4 |" in done.stdout and "| transformers bf16 |" in done.stdout
     assert not list((tmp_path / "work").iterdir())

@@ -187,11 +187,11 @@ class Fuzz {
 
   std::vector<Sampled> sample(const StepBatch& step) {
     std::vector<Sampled> sampled;
-    std::vector<bool> left(step.rows.size());  // the sequence of the row has, since the step began
     for (const StepBatch::Slot& slot : step.slots)
-      if (!slot.sequence) left[static_cast<size_t>(slot.first_row)] = true;
+      for (int32_t row = 0; row < slot.num_rows; ++row)
+        require(!step.rows[static_cast<size_t>(slot.first_row + row)].params == !slot.sequence, "a row to sample of a sequence that left");
     for (size_t row = 0; row < step.rows.size(); ++row) {
-      if (left[row]) {
+      if (!step.rows[row].params) {
         sampled.emplace_back();
         continue;
       }

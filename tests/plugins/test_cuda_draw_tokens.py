@@ -24,7 +24,7 @@ OPTIONS = {
     "plain": dict(temperature=1),
     "cold": dict(temperature=0.05),
     "top_k": dict(temperature=0.8, top_k=5),
-    "large_top_k": dict(temperature=1.5, top_k=65),
+    "large_top_k": dict(temperature=1.5, top_k=60),
     "top_p": dict(temperature=0.7, top_p=0.9),
     "min_p": dict(temperature=1.1, min_p=0.05),
     "all": dict(temperature=0.9, top_k=40, top_p=0.8, min_p=0.02),
@@ -89,6 +89,15 @@ def test_draws_what_the_host_draws(name, vocabulary):
     assert drawn(logits, asked, captured_rows=32) == sampled(logits, asked)
 
 
+def test_a_vocabulary_as_models_have():
+    """Of 250 groups: as large a top_k as there is, and distributions that are flatter than a model's."""
+    logits = random_logits(4, 32000, 2.0)
+    asked = [params_of(temperature=1, top_k=219), params_of(temperature=1), params_of(temperature=0.7, top_p=0.6), params_of(temperature=0.8, min_p=0.02)]
+    found = drawn(logits, asked)
+    assert LEFT_TO_HOST not in found and found == sampled(logits, asked)
+    assert drawn(logits[:1], [params_of(top_k=220)]) == [LEFT_TO_HOST]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rows_with_different_wishes(seed):
     logits = random_logits(len(OPTIONS), LARGE, seed=seed)
@@ -111,9 +120,8 @@ def test_any_filters_together(seed, temperature, top_k, top_p, min_p, spread):
 
 def test_what_is_left_to_the_host():
     logits = random_logits(4, LARGE, 0.01)  # nearly even: nine tenths of the mass are more tokens than have room
-    asked = [params_of(top_p=0.9), params_of(logprobs=0), params_of(typical_p=0.5), params_of(top_k=1024)]
+    asked = [params_of(top_p=0.9), params_of(logprobs=0), params_of(typical_p=0.5), params_of(top_k=64)]  # of 71 groups
     assert drawn(logits, asked) == [LEFT_TO_HOST] * 4
-    assert drawn(logits[:1], [params_of(top_k=1025)]) == [LEFT_TO_HOST]
     nothing = torch.full((1, SMALL), -torch.inf)
     assert drawn(nothing, [params_of(temperature=0)]) == [LEFT_TO_HOST]
 
@@ -136,6 +144,6 @@ def test_ties_go_to_the_lowest_id():
 
 
 def test_declines():
-    node = call_node(torch.ops.slipway.draw_tokens.default, torch.zeros(2, (1 << 18) + 1), storage=torch.int32)
-    assert draw_tokens.PLUGIN.supports(node, TARGET) == "a vocabulary of 262145: at most 262144"
+    node = call_node(torch.ops.slipway.draw_tokens.default, torch.zeros(2, (1 << 19) + 1), storage=torch.int32)
+    assert draw_tokens.PLUGIN.supports(node, TARGET) == "a vocabulary of 524289: at most 524288"
     assert draw_tokens.PLUGIN.supports(node, Target("cpu", "avx2")) == "the runtime draws on a CPU"

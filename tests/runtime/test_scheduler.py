@@ -351,14 +351,14 @@ def test_decodes_begin_while_the_step_before_runs():
     assert len(engine.steps) == 20 and engine.num_ahead == 19
 
 
-def test_a_token_that_could_not_be_drawn_is_the_hosts_a_step_later():
+def test_a_sequence_whose_token_could_not_be_drawn_is_the_hosts_from_then_on():
     engine = Engine(overlaps=True, again_one_in=1)
     p = params(max_tokens=6, ignore_eos=True)
     engine.add(0, [1, 2], p)
     engine.run()
     assert engine.outputs[0, 0] == expected_output([1, 2], p, 0, 6)
-    a_token = [False, False, True]  # a step that cannot draw, one ahead for nobody, one whose logits are the host's
-    assert [step["rows"][0].on_host for step in engine.steps] == [*a_token * 5, False]
+    # a step that cannot draw, one ahead for nobody, then those whose logits are the host's
+    assert [step["rows"][0].on_host for step in engine.steps] == [False, False, *[True] * 6]
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.2}, {"bad_words": [[3, 4]]}, {"logprobs": 0}, {"typical_p": 0.5}, {"speculate_tokens": 2}])
@@ -367,6 +367,16 @@ def test_what_needs_the_token_before_waits_for_it(options):
     engine.add(0, [1, 2], params(max_tokens=6, ignore_eos=True, **options))
     engine.run()
     assert engine.num_ahead == 0 and len(engine.outputs[0, 0]) == 6
+
+
+def test_one_that_ends_does_not_stop_the_others():
+    engine = Engine(overlaps=True, again_one_in=10**9)
+    long, short = params(max_tokens=12, ignore_eos=True), params(max_tokens=12, ignore_eos=True, stop_token_ids=[expected_output([1, 2], params(ignore_eos=True), 0, 3)[2]])
+    engine.add(0, [1, 2], short)
+    engine.add(1, [2, 1], long)
+    engine.run()
+    assert len(engine.outputs[0, 0]) <= 3 and len(engine.outputs[1, 0]) == 12
+    assert engine.num_ahead == 11 and len(engine.steps) == 12
 
 
 def test_a_request_that_comes_in_is_admitted_by_the_next_step():

@@ -46,19 +46,14 @@ template <class S, class In> inline void load_vector(const Operand& of, int toke
   __syncwarp();
 }
 
-inline float warp_largest(float x) {
-#pragma unroll
-  for (int other = 16; other; other /= 2) x = max(x, __shfl_xor_sync(~0u, x, other));
-  return x;
-}
-
 // Writes the scale with which the largest of a token's numbers has the largest code; returns what makes numbers codes.
 template <class S, class Value> inline float write_scale(Value value, std::byte* head, int slot, bool of_values) {
+  const auto larger = [](float a, float b) { return b > a || b != b ? b : a; };  // NaN is the largest: the scale says it
   float largest = 0;
-  for (int i = lane(); i < S::head_dim; i += 32) largest = max(largest, fabsf(value(i)));
-  largest = warp_largest(largest);
+  for (int i = lane(); i < S::head_dim; i += 32) largest = larger(largest, fabsf(value(i)));
+  largest = warp_reduce(largest, larger);
   if (lane() == 0) const_cast<float*>(scales_of<S>(head, of_values))[slot] = largest / S::Cache::largest;
-  return largest > 0 ? S::Cache::largest / largest : 0;
+  return largest > 0 ? min(S::Cache::largest / largest, 3.402823466e38f) : 0;
 }
 
 template <class S, class Value> inline void write_key(Value value, std::byte* head, int slot) {

@@ -31,11 +31,11 @@ struct Fp8Code {
     first = pair(four);
     second = pair(four << 8);
   }
-  // To the nearest, ties to even. |x| <= largest.
+  // To the nearest, ties to even. |x| <= largest, else any code.
   static uint32_t encode(float x) {
     const uint32_t sign = as_bits(x) >> 24 & 0x80, size = as_bits(x) & 0x7fffffffu;
     if (as_float(size) < 0x1p-6f) return sign | (as_bits(as_float(size) + 0x1p14f) - as_bits(0x1p14f));  // subnormal: steps of 2^-9
-    return sign | ((size + 0x7ffffu + (size >> 20 & 1)) >> 20) - (120u << 3);
+    return sign | (((size + 0x7ffffu + (size >> 20 & 1)) >> 20) - (120u << 3) & 0x7f);
   }
 };
 

@@ -39,11 +39,17 @@ inline Words<4> load_eight(const float* from) {
   return result;
 }
 
-// The sum over a warp, in every lane; the same order whoever calls.
-inline float warp_sum(float x) {
+// merge() over a warp, in every lane; the same order whoever calls.
+template <class T, class Merge> inline T warp_reduce(T x, Merge merge) {
 #pragma unroll
-  for (int other = 16; other; other /= 2) x += __shfl_xor_sync(~0u, x, other);
+  for (int other = 16; other; other /= 2) x = merge(x, __shfl_xor_sync(~0u, x, other));
   return x;
+}
+inline float warp_sum(float x) {
+  return warp_reduce(x, [](float a, float b) { return a + b; });
+}
+template <class T> inline T warp_max(T x) {
+  return warp_reduce(x, [](T a, T b) { return max(a, b); });
 }
 
 }  // namespace slipway::cuda

@@ -262,6 +262,10 @@ class Block {
         if (thread.done) continue;
         self() = &thread;
         scheduler_.switch_to(thread.fiber);
+        if (thread.fiber.overflowed()) {
+          report("its stack in the emulation is too small", &thread);
+          abandoned_ = true;
+        }
       }
     }
     return progress_ != at_first;
@@ -272,7 +276,6 @@ class Block {
     Fiber::arrive(block.scheduler_);
     block.body_(block.launch_->arguments);
     Thread& thread = *self();
-    if (thread.fiber.overflowed()) block.fail("its stack of %zu bytes in the emulation is too small", stack_bytes);
     if (!thread.waited) block.fail("ends without a wait_for_previous()");
     thread.done = true;
     --block.warp(thread).live;

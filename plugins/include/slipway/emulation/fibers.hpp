@@ -21,7 +21,7 @@ inline constexpr size_t stack_bytes = (256 << 10) + 17 * 64;  // not a power of 
 }
 
 // The stacks of `count` fibers in one mapping: a process may have some 65,000 of them, fewer than the threads that all kernels of a few
-// engines keep. Huge pages would back what no stack has touched. Below each stack lies the canary of the stack before it.
+// engines keep. Huge pages would back what no stack has touched. Each has its canary below it, in the top of the one before.
 class Stacks {
  public:
   explicit Stacks(size_t count) : bytes_((count + 1) * stack_bytes) {
