@@ -223,7 +223,7 @@ void Engine::take_drawn(const StepBatch& step) {
     else if (!sampled_[row].error)
       wanted_.push_back(number);
   }
-  executor_->bring_logits(wanted_);
+  if (!wanted_.empty()) executor_->bring_logits(wanted_);
   for (const int32_t row : wanted_) to_sample_[static_cast<size_t>(row)] = executor_->logits(row);
 }
 

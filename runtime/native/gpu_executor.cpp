@@ -145,7 +145,6 @@ void GpuExecutor::finish() {
 }
 
 void GpuExecutor::bring_logits(std::span<const int32_t> rows) {
-  if (rows.empty()) return;
   gpu_.make_current();
   for (const int32_t row : rows) bring(row);
   gpu_.synchronize();
