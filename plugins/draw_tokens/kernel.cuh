@@ -44,8 +44,15 @@ inline double warp_scan(double x) {
 // What a lane holds of a group: four neighbours, -infinity beyond the vocabulary.
 template <int vocabulary> inline void load_four(const float* logits, int g, float (&four)[4]) {
   const int first = g * group + static_cast<int>(threadIdx.x % 32) * 4;
+  if constexpr (vocabulary % 4 == 0) {
+    Words<4> words;
+    if (first < vocabulary) words = *reinterpret_cast<const Words<4>*>(logits + first);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) four[i] = first + i < vocabulary ? logits[first + i] : -infinity();
+    for (int i = 0; i < 4; ++i) four[i] = first < vocabulary ? as_float(words.words[i]) : -infinity();
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = first + i < vocabulary ? logits[first + i] : -infinity();
+  }
 }
 
 inline bool is_asked(const Call& call, int row) { return call.batch->draws && call.batch->draws[row].on_device; }
@@ -96,7 +103,7 @@ template <int vocabulary> struct Shared {
   float largest[groups];
   double sums[warps];
   uint32_t counts[warps];
-  int num_candidates, found;
+  int num_candidates;
 };
 
 // A block's work on one row. Every thread calls every function.

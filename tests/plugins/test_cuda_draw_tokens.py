@@ -17,7 +17,7 @@ from slipway.compiler.target import Target
 from slipway.plugins.draw_tokens import plugin as draw_tokens
 
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
-SMALL, LARGE = 1500, 9000  # neither a multiple of a group's logits; the larger has groups enough that a threshold is searched, and room for too many
+SMALL, LARGE = 1500, 9001  # no multiples of a group's logits, the larger not of four either; it has groups enough that a threshold is searched, and logits too many
 LEFT_TO_HOST, INVALID_LOGITS, INVALID_EDITS = -1, -2, -3
 OPTIONS = {
     "greedy": dict(temperature=0),
