@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from slipway.compiler.errors import UserError
 from slipway.quantization import floats
 from slipway.quantization.formats import (
-    BF16, FORMATS, FP8, HOST_FORMATS, INT8, KV_BF16, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize, round_trip,
+    BF16, FORMATS, FP8, HOST_FORMATS, INT8, KV_BF16, KV_FP8, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize, round_trip,
 )  # fmt: skip
 
 INTEGER = [f for f in HOST_FORMATS if f != BF16]
@@ -156,6 +156,14 @@ def test_scales_of_mxfp4_are_powers_of_two_that_leave_no_value_beyond():
     assert (largest < 8).all() and (largest >= 4).all()  # 6 is the last; to 8 it is clipped, as the specification has it
     with pytest.raises(UserError, match="row 1 holds NaN, infinity or a value too large for mxfp4"):
         quantize(torch.tensor([[1.0], [1e6]]), MXFP4)
+
+
+def test_an_fp8_cache_keeps_three_bits_of_each_number():
+    x = torch.randn(7, 3, 40) * torch.logspace(-4, 4, 7)[:, None, None]
+    held = KV_FP8.round_trip(x)
+    assert torch.allclose(held.abs().amax(-1), x.abs().amax(-1), rtol=1e-6)
+    error = (held - x).abs() / torch.maximum(x.abs(), x.abs().amax(-1, keepdim=True) / 448 * 2**-6)
+    assert error.max() <= 2**-4 + 1e-6 and (KV_FP8.round_trip(torch.zeros(2, 8)) == 0).all()
 
 
 def test_kv_formats_by_the_bytes_of_a_token():
