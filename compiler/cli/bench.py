@@ -25,12 +25,11 @@ from slipway.compiler.quantities import rate_text, seconds_text, tokens_text
 from slipway.runtime.capacity import Capacity
 
 EPILOG = """
-Every figure is the median of --rounds. The machine's limits (a GPU's: what a copy within its memory reaches) are measured before and
-after each round of decoding: SHARE is the
-time that reading the step's bytes (weights and KV cache) once from memory would take at the mean of the two, over the time it took:
-more than 100 % where they fit the caches. Where other programs use the memory, more rounds make it surer. Tokens are random, greedy,
-and go on past the end-of-sequence token. Decoding counts from when the last prompt has been read. What is not given is less than its
-default where the engine holds less.
+Every figure is the median of --rounds. The machine's limits (a GPU's: what a copy within its memory reaches) are measured before
+and after each round of decoding: SHARE is the time that reading the step's bytes (weights and KV cache) once from memory would take at
+the mean of the two, over the time it took: more than 100 % where they fit the caches. Where other programs use the memory, more rounds
+make it surer. Tokens are random, greedy, and go on past the end-of-sequence token. Decoding counts from when the last prompt has been
+read. What is not given is less than its default where the engine holds less.
 
 \b
 Examples:
