@@ -13,8 +13,7 @@ namespace slipway::cuda::draw_tokens {
 inline constexpr int group = 128, scan_warps = 8, groups_a_warp = 4, threads = 512, warps = threads / 32;
 inline constexpr int scanned = group * scan_warps * groups_a_warp;  // logits a block of the first launch
 inline constexpr int most_candidates = 4096;
-inline constexpr int left_to_host = -1, invalid_logits = -2, invalid_edits = -3;  // instead of a token
-inline constexpr float lowest = -3.402823466e38f, log2_e = 1.442695040889f;
+inline constexpr float lowest = -3.402823466e38f;
 
 // Of one group. largest: NaN where the model's logits were not numbers below infinity, infinity where edits made one.
 struct GroupScan {
@@ -32,18 +31,17 @@ inline float float_of(uint32_t key) { return as_float(key & 0x80000000u ? key & 
 
 // The sum of what a warp's lanes bring, up to each of them.
 inline double warp_scan(double x) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
-    const double before = __shfl_sync(~0u, x, max(lane - distance, 0));
-    if (lane >= distance) x += before;
+    const double before = __shfl_sync(~0u, x, max(lane() - distance, 0));
+    if (lane() >= distance) x += before;
   }
   return x;
 }
 
 // What a lane holds of a group: four neighbours, -infinity beyond the vocabulary.
 template <int vocabulary> inline void load_four(const float* logits, int g, float (&four)[4]) {
-  const int first = g * group + static_cast<int>(threadIdx.x % 32) * 4;
+  const int first = g * group + lane() * 4;
   if constexpr (vocabulary % 4 == 0) {
     Words<4> words;
     if (first < vocabulary) words = *reinterpret_cast<const Words<4>*>(logits + first);
@@ -93,7 +91,7 @@ template <int vocabulary> inline void scan(const Call& call) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) weight += exp2_approximate((four[k] - largest) * draw.scale * log2_e);
     weight = warp_sum(weight);
-    if (threadIdx.x % 32 == 0) scans[g] = {!all_valid ? as_float(0x7fc00000u) : edits_invalid ? infinity() : largest, weight};
+    if (lane() == 0) scans[g] = {!all_valid ? as_float(0x7fc00000u) : edits_invalid ? infinity() : largest, weight};
   }
 }
 
@@ -122,7 +120,7 @@ template <int vocabulary> class Row {
       invalid = max(invalid, largest != largest ? 2 : largest == infinity() ? 1 : 0);
     }
     const uint32_t worst = block_max(static_cast<uint32_t>(invalid));
-    if (worst) return worst == 2 ? invalid_logits : invalid_edits;
+    if (worst) return worst == 2 ? drew_invalid_logits : drew_invalid_edits;
     uint32_t best = 0;
     for (int g = thread(); g < groups; g += threads) best = max(best, key_of(all_.largest[g]));
     largest_ = float_of(block_max(best));
@@ -137,7 +135,6 @@ template <int vocabulary> class Row {
   static constexpr int groups_a_thread = (groups + threads - 1) / threads;
   static int thread() { return static_cast<int>(threadIdx.x); }
   static int warp() { return thread() / 32; }
-  static int lane() { return thread() % 32; }
 
   float weight_of(float logit) const { return exp2_approximate((logit - largest_) * draw_.scale * log2_e); }
   double group_weight(int g) const { return double{scans_[g].weight} * double{weight_of(all_.largest[g])}; }

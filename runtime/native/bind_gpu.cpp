@@ -46,17 +46,10 @@ class KernelBench {
 
   // Seconds that a copy of the first half of so many bytes at an address to the second half takes, the best of `times`.
   double copy(CuDevicePtr at, size_t bytes, int times) {
-    float best = std::numeric_limits<float>::infinity();
-    for (int i = 0; i < times; ++i) {
-      gpu_.check(api().record_event(events_[0].get(), gpu_.stream()), "an event");
-      gpu_.check(api().copy_on_device(at + bytes / 2, at, bytes / 2, gpu_.stream()), "a copy");
-      gpu_.check(api().record_event(events_[1].get(), gpu_.stream()), "an event");
-      gpu_.synchronize();
-      float milliseconds = 0;
-      gpu_.check(api().milliseconds(&milliseconds, events_[0].get(), events_[1].get()), "an event");
-      best = std::min(best, milliseconds);
-    }
-    return static_cast<double>(best) / 1e3;
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < times; ++i)
+      best = std::min(best, seconds_of([&] { gpu_.check(api().copy_on_device(at + bytes / 2, at, bytes / 2, gpu_.stream()), "a copy"); }));
+    return best;
   }
 
   size_t function(const std::string& image, const std::string& name, int shared_bytes) {
@@ -79,18 +72,25 @@ class KernelBench {
     return graphs_.size() - 1;
   }
   double replay(size_t graph, int times) {
+    return seconds_of([&] {
+      for (int i = 0; i < times; ++i) gpu_.check(api().launch_graph(graphs_.at(graph).get(), gpu_.stream()), "a graph");
+    });
+  }
+  void synchronize() { gpu_.synchronize(); }
+
+ private:
+  const CudaApi& api() const { return gpu_.api(); }
+
+  // That the GPU takes for what `work` puts into its stream.
+  template <class Work> double seconds_of(Work work) {
     gpu_.check(api().record_event(events_[0].get(), gpu_.stream()), "an event");
-    for (int i = 0; i < times; ++i) gpu_.check(api().launch_graph(graphs_.at(graph).get(), gpu_.stream()), "a graph");
+    work();
     gpu_.check(api().record_event(events_[1].get(), gpu_.stream()), "an event");
     gpu_.synchronize();
     float milliseconds = 0;
     gpu_.check(api().milliseconds(&milliseconds, events_[0].get(), events_[1].get()), "an event");
     return milliseconds / 1e3;
   }
-  void synchronize() { gpu_.synchronize(); }
-
- private:
-  const CudaApi& api() const { return gpu_.api(); }
 
   Gpu gpu_;
   std::vector<GpuBytes> memory_;

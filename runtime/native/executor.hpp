@@ -17,9 +17,6 @@ namespace slipway {
 // Runs a segment, on rank 0 alone. `step` numbers the plan's steps; an error is a sentence.
 using SegmentRunner = std::function<std::optional<std::string>(int32_t step, const Batch& batch)>;
 
-// Instead of a token that was drawn; as plugins/draw_tokens/kernel.cuh has them.
-inline constexpr int32_t left_to_host = -1, drew_invalid_logits = -2, drew_invalid_edits = -3;
-
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -37,7 +34,7 @@ class Executor {
   virtual float* logits(int32_t row) const = 0;
   virtual void bring_logits(std::span<const int32_t>) {}
 
-  // Whether it draws tokens, of batches that say how. drawn: a row's token of the batch finished last, or one of what stands instead (above).
+  // Whether it draws tokens, of batches that say how. drawn: a row's token of the batch finished last, or one of what stands instead (batch.hpp).
   virtual bool draws() const { return false; }
   virtual int32_t drawn(int32_t) const { return left_to_host; }
 

@@ -28,6 +28,9 @@ struct Draw {
   int32_t on_device;    // 0: the host draws this row
 };
 
+// Instead of a token that was drawn.
+inline constexpr int32_t left_to_host = -1, drew_invalid_logits = -2, drew_invalid_edits = -3;
+
 // logit += add; then over repetition if that is above 0, else times it; then minus.
 struct LogitEdit {
   int32_t token;        // once a row

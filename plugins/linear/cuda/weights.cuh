@@ -16,7 +16,6 @@ namespace slipway::cuda::linear {
 inline constexpr int tile_rows = 16, chunk_columns = 64;
 inline constexpr int chunks_of(int inputs) { return (inputs + chunk_columns - 1) / chunk_columns; }
 inline constexpr int64_t weights_of(int tiles, int inputs) { return int64_t{tiles} * tile_rows * chunks_of(inputs) * chunk_columns; }
-inline int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
 // Row-major [outputs][inputs], both padded with zeros to whole tiles and chunks.
 template <int tiles, int inputs> struct Bf16 {

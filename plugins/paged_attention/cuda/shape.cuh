@@ -17,8 +17,6 @@
 namespace slipway::cuda::paged_attention {
 
 inline constexpr int block_tokens = 32, tile_rows = 16;
-inline constexpr float log2_e = 1.4426950408889634f;
-inline int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
 inline constexpr int up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 

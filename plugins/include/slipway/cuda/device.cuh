@@ -39,6 +39,10 @@ inline Words<4> load_eight(const float* from) {
   return result;
 }
 
+inline constexpr float log2_e = 1.4426950408889634f;
+
+inline int lane() { return static_cast<int>(threadIdx.x) % 32; }  // of a block of one dimension
+
 // merge() over a warp, in every lane; the same order whoever calls.
 template <class T, class Merge> inline T warp_reduce(T x, Merge merge) {
 #pragma unroll
