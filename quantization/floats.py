@@ -12,6 +12,7 @@ E4M3_MAX, E2M1_MAX = 448.0, 6.0
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 E2M1_BOUNDS = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))  # True: a tie goes up
 E8M0_BIAS = 127
+SMALLEST_BLOCK = 2.0**-40  # the largest weight of a block of fp8_block, taken as at least so much of its neighbours'
 LARGEST_E8M0 = 141  # kernels add 113 to it in bfloat16's exponent
 STEPS = (6.0, 4.0)  # what a group's largest weight may become; the one of less squared error is taken
 
@@ -41,6 +42,18 @@ def encode_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [rows, K] -> a scale a row, codes."""
     scale = rows.abs().amax(1) / E4M3_MAX
     return scale, e4m3_bits(rows * _inverse(scale)[:, None])
+
+
+def encode_fp8_block(groups: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """float32 [N, groups, size] -> a multiplier of each group, the same for each `rows` of N; codes.
+
+    Multipliers are within SMALLEST_BLOCK of the largest beside them: kernels count sums in one after the other.
+    """
+    largest = groups.abs().amax(-1)
+    blocks = torch.nn.functional.pad(largest, (0, 0, 0, -len(largest) % rows)).view(-1, rows, largest.shape[1]).amax(1)
+    multipliers = torch.maximum(blocks, blocks.amax(1, keepdim=True) * SMALLEST_BLOCK) / E4M3_MAX
+    multiplier = torch.where(multipliers > 0, multipliers, 1.0).repeat_interleave(rows, 0)[: len(largest)]
+    return multiplier, e4m3_bits(groups / multiplier[..., None])
 
 
 def encode_nvfp4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:

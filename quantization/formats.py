@@ -53,9 +53,10 @@ class Quantized:
     and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them. A GPU multiplies floats, and
     rounds to no rung: W[n, k] = (codes[n, k] - zero) * m / 128 * scales[n].
 
-    fp8: W[n, k] = e4m3(codes[n, k]) * scales[n]. nvfp4, mxfp4: W[n, k] = e2m1(codes[n, k]) * m * scales[n], m the group's e4m3 or e8m0.
+    fp8: W[n, k] = e4m3(codes[n, k]) * scales[n]. fp8_block: e4m3(codes[n, k]) * m, of 128 outputs and 128 inputs; scales are 1.
+    nvfp4, mxfp4: W[n, k] = e2m1(codes[n, k]) * m * scales[n], m the group's e4m3 or e8m0.
 
-    codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], bits u8 of nvfp4 and mxfp4, None for formats without groups; zeros
+    codes u8 [N, K]; scales f32 [N]; multipliers i16 [N, groups], f32 of fp8_block, bits u8 of nvfp4 and mxfp4, None for formats without groups; zeros
     u8 [N, groups], None: zero = 8.
     """
 
@@ -69,9 +70,11 @@ class Quantized:
 BF16 = WeightFormat("bf16", 16)
 INT8 = WeightFormat("int8", 8)
 INT4_GROUPS = (32, 64, 128)
-FP8, NVFP4, MXFP4 = WeightFormat("fp8", 8), WeightFormat("nvfp4", 4, 16, multiplier_bits=8), WeightFormat("mxfp4", 4, 32, multiplier_bits=8)
+FP8, FP8_BLOCK = WeightFormat("fp8", 8), WeightFormat("fp8_block", 8, 128, multiplier_bits=0)
+NVFP4, MXFP4 = WeightFormat("nvfp4", 4, 16, multiplier_bits=8), WeightFormat("mxfp4", 4, 32, multiplier_bits=8)
+BLOCK_ROWS = 128  # outputs that share the multiplier of a group of fp8_block
 HOST_FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)))  # that CPUs have kernels for
-FORMATS = (*HOST_FORMATS, FP8, NVFP4, MXFP4)
+FORMATS = (*HOST_FORMATS, FP8, FP8_BLOCK, NVFP4, MXFP4)
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
     n, k = weight.shape
     grouped = fmt.group_size is not None
     codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(n)
-    multipliers = torch.empty(n, fmt.groups(k), dtype=torch.int16 if fmt.name == "int4" else torch.uint8) if grouped else None
+    multipliers = torch.empty(n, fmt.groups(k), dtype=_multiplier_type(fmt)) if grouped else None
     zeros = torch.empty(n, fmt.groups(k), dtype=torch.uint8) if fmt.zero_point else None
-    for rows, values in _row_chunks(weight):
+    for rows, values in _row_chunks(weight, BLOCK_ROWS if fmt == FP8_BLOCK else 1):
         groups = _grouped(values, fmt)
         scale, multiplier, zero, code = _encode(groups, fmt)
         if not scale.isfinite().all():
@@ -147,6 +150,8 @@ def dequantize(quantized: Quantized, rungs: bool = True) -> Tensor:
         return (quantized.codes.float() - 128) * quantized.scales[:, None]
     if fmt == FP8:
         return floats.e4m3_values(quantized.codes) * quantized.scales[:, None]
+    if fmt == FP8_BLOCK:
+        return floats.e4m3_values(quantized.codes) * quantized.multipliers.repeat_interleave(fmt.group_size, 1)[:, :k]
     if fmt in (NVFP4, MXFP4):
         multiplier = (floats.e4m3_values if fmt == NVFP4 else floats.decode_mxfp4_scale)(quantized.multipliers)
         steps = (multiplier * quantized.scales[:, None]).repeat_interleave(fmt.group_size, 1)[:, :k]
@@ -166,12 +171,16 @@ def round_trip(weight: Tensor, fmt: WeightFormat, rungs: bool = True) -> Tensor:
     return weight.bfloat16().float() if fmt == BF16 else dequantize(quantize(weight, fmt), rungs)
 
 
-def _row_chunks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _row_chunks(matrix: Tensor, together: int = 1) -> Iterator[tuple[slice, Tensor]]:
     n, k = matrix.shape
-    step = max(1, CHUNK_ELEMENTS // max(1, k))
+    step = max(1, CHUNK_ELEMENTS // max(1, k) // together) * together
     for begin in range(0, n, step):
         rows = slice(begin, min(n, begin + step))
         yield rows, matrix[rows].float()
+
+
+def _multiplier_type(fmt: WeightFormat) -> torch.dtype:
+    return {"int4": torch.int16, "fp8_block": torch.float32}.get(fmt.name, torch.uint8)
 
 
 def _grouped(values: Tensor, fmt: WeightFormat) -> Tensor:
@@ -198,6 +207,9 @@ def _encode(groups: Tensor, fmt: WeightFormat) -> Encoded:
     if fmt == FP8:
         scale, code = floats.encode_fp8(groups[:, 0])
         return scale, None, None, code[:, None]
+    if fmt == FP8_BLOCK:
+        multiplier, code = floats.encode_fp8_block(groups, BLOCK_ROWS)
+        return torch.where(groups.isfinite().flatten(1).all(1), 1.0, torch.nan), multiplier, None, code
     scale, multiplier, code = floats.encode_nvfp4(groups) if fmt == NVFP4 else floats.encode_mxfp4(groups)
     return scale, multiplier, None, code
 

@@ -15,13 +15,14 @@ from slipway.compiler.errors import UserError
 from slipway.recipes import source
 from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, translate
 
-WeightType = Literal["bf16", "int8", "int4", "fp8", "nvfp4", "mxfp4"]
-GPU_WEIGHTS = ("fp8", "nvfp4", "mxfp4")
+WeightType = Literal["bf16", "int8", "int4", "fp8", "fp8_block", "nvfp4", "mxfp4"]
+GPU_WEIGHTS = ("fp8", "fp8_block", "nvfp4", "mxfp4")
 CARD_TARGETS = {"a100": "sm80", "l40s": "sm89", "h100": "sm90", "h200": "sm90", "b200": "sm100", "rtx-pro-6000": "sm120"}  # as compiler/cards.py
 WIDER_HEADS = {"int4": "int8", "nvfp4": "fp8", "mxfp4": "fp8"}
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
-KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "fp8": 0.01, "int4": 0.05, "nvfp4": 0.1, "mxfp4": 0.15}  # nats a token, against the checkpoint in float32
+# nats a token, against the checkpoint in float32
+KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "fp8": 0.01, "fp8_block": 0.01, "int4": 0.05, "nvfp4": 0.1, "mxfp4": 0.15}
 
 MOST = 1 << 30  # of anything counted
 MOST_BATCH_TOKENS = 1 << 16  # activations have room for all of them
@@ -189,7 +190,7 @@ class Verify(Section):
     when: Literal["auto", "always", "never"] = "auto"
     """Compare the engine with the checkpoint; auto: when the checkpoint in float32 fits in memory."""
     kl: Annotated[float | None, Field(gt=0), Expects("a number over 0")] = None
-    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.01 for fp8, 0.05 for int4, 0.1
+    """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.01 for fp8 and fp8_block, 0.05 for int4, 0.1
     for nvfp4, 0.15 for mxfp4, the loosest that a linear has."""
 
 

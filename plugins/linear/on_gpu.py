@@ -115,4 +115,5 @@ class GpuProblem:
     @property
     def _cpp_format(self) -> str:
         traits = [str(self.fmt.group_size), str(self.fmt.zero_point).lower()] if self.fmt.name == "int4" else []
-        return f"{self.fmt.name.capitalize()}<{', '.join(['tiles', 'inputs', *traits])}>"
+        name = "".join(word.capitalize() for word in self.fmt.name.split("_"))
+        return f"{name}<{', '.join(['tiles', 'inputs', *traits])}>"

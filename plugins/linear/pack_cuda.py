@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from slipway.quantization.formats import BF16, INT8, MXFP4, NVFP4, WeightFormat, quantize
+from slipway.quantization.formats import BF16, BLOCK_ROWS, FP8_BLOCK, INT8, MXFP4, NVFP4, WeightFormat, quantize
 
 TILE, CHUNK = 16, 64
 FP4_SCALE = 2.0**13  # kernels multiply with 2^-13 of fp4 weights
@@ -35,6 +35,8 @@ class Tiles:
             return [codes]
         if self.fmt.group_size is None:
             return [codes, 4 * rows]
+        if self.fmt == FP8_BLOCK:
+            return [codes, 4 * rows // TILE * self.fmt.groups(inputs)]
         if self.fmt in (NVFP4, MXFP4):
             return [codes, 4 * rows, rows * num_chunks(inputs) * (CHUNK // self.fmt.group_size)]
         groups = rows * self.fmt.groups(inputs)
@@ -48,19 +50,21 @@ class Tiles:
         sizes = self.arrays(*weights[0].shape, len(weights) == 2)
         packed = np.empty(sum(sizes), np.uint8)
         rest = np.split(packed, np.cumsum(sizes)[:-1])
-        for rows in _tile_rows(weights):
-            for i, part in enumerate(self._parts(rows)):
-                flat = part.contiguous().view(torch.uint8).flatten().numpy()
+        for each in _tile_rows(weights):
+            for i, same in enumerate(zip(*map(self._parts, each))):  # of one array
+                flat = torch.stack([part.contiguous().view(len(each[0]) // TILE, -1).view(torch.uint8) for part in same], 1).flatten().numpy()
                 rest[i][: flat.size], rest[i] = flat, rest[i][flat.size :]
         return packed
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
-        """What each array holds of some whole tiles."""
+        """What each array holds of some whole tiles of one weight."""
         if self.fmt == BF16:
             return [_whole_chunks(rows.bfloat16(), 0)]
         quantized = quantize(rows, self.fmt)
         if self.fmt.group_size is None:
             return [_bytes(_whole_chunks(quantized.codes, 128 if self.fmt == INT8 else 0)), quantized.scales]
+        if self.fmt == FP8_BLOCK:
+            return [_bytes(_whole_chunks(quantized.codes, 0)), quantized.multipliers[::TILE]]
         if self.fmt in (NVFP4, MXFP4):
             return [_e2m1_words(_whole_chunks(quantized.codes, 0)), quantized.scales * FP4_SCALE, _by_chunk(quantized.multipliers, self.fmt.group_size)]
         groups = [_by_tile(g) for g in (quantized.multipliers, quantized.zeros) if g is not None]
@@ -80,13 +84,12 @@ def pack_bias(bias: Tensor) -> np.ndarray:
     return pad(bias.float(), (0, -len(bias) % TILE)).view(torch.uint8).numpy()
 
 
-def _tile_rows(weights: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """Rows in the order of tiles, some whole tiles at a time, zeros in the place of rows that do not exist."""
+def _tile_rows(weights: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+    """The same rows of each weight, some whole tiles and blocks at a time, zeros in the place of rows that do not exist."""
     outputs, inputs = weights[0].shape
-    step = max(1, CHUNK_ELEMENTS // (TILE * inputs)) * TILE
+    step = max(1, CHUNK_ELEMENTS // (BLOCK_ROWS * inputs)) * BLOCK_ROWS
     for begin in range(0, outputs, step):
-        parts = [pad(w[begin : begin + step], (0, 0, 0, -len(w[begin : begin + step]) % TILE)) for w in weights]
-        yield torch.stack([p.view(-1, TILE, inputs) for p in parts], 1).view(-1, inputs)
+        yield [pad(w[begin : begin + step], (0, 0, 0, -len(w[begin : begin + step]) % TILE)) for w in weights]
 
 
 def _whole_chunks(rows: Tensor, fill: int) -> Tensor:

@@ -60,7 +60,7 @@ class Scale:
     same: int = SAME
     blocks: int = 2  # of the probes, a multiprocessor
     repeats: int = 4096  # of multiplications in the probe
-    formats: tuple[str, ...] = ("bf16", "int8", "fp8", "int4g32", "int4g128", "nvfp4", "mxfp4")
+    formats: tuple[str, ...] = ("bf16", "int8", "fp8", "fp8_block", "int4g32", "int4g128", "nvfp4", "mxfp4")
     linears: tuple[str, ...] = ("q|k|v", "o", "gate|up", "down", "head")
     caches: tuple[str, ...] = ("bf16", "int8", "fp8")
 

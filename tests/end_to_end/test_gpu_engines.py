@@ -29,6 +29,7 @@ ON_GPU = bool(os.environ.get("SLIPWAY_TESTS_ON_GPU"))  # set by tests/conftest.p
 SEED = 3
 WEIGHTS = {
     "fp8": ("precision.weights=fp8",),
+    "fp8_block": ("precision.weights=fp8_block",),
     "int8": ("precision.weights=int8",),
     "int4": ("precision.weights=int4", "precision.group_size=32"),
     "nvfp4": ("precision.weights=nvfp4",),

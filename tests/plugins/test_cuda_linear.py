@@ -11,7 +11,7 @@ from nodes import F32, call_node
 
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear.plugin import PLUGIN
-from slipway.quantization.formats import BF16, FORMATS, round_trip
+from slipway.quantization.formats import BF16, FORMATS, FP8_BLOCK, round_trip
 
 ROWS = (1, 7, 8, 9, 16, 17, 64, 70)  # around the limits of each kernel
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
@@ -77,6 +77,7 @@ CASES = [
     Case(BF16, 48, 1024, source=F32, biased=True),
     Case(FORMATS[1], 264, 2048, biased=True),
     Case(BF16, 24, 320, activation="gelu"),
+    Case(FP8_BLOCK, 200, 456, activation="silu"),  # of two blocks of outputs, the second in part
 ]
 
 

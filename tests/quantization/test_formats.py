@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from slipway.compiler.errors import UserError
 from slipway.quantization import floats
 from slipway.quantization.formats import (
-    BF16, FORMATS, FP8, HOST_FORMATS, INT8, KV_BF16, KV_FP8, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize, round_trip,
+    BF16, FORMATS, FP8, FP8_BLOCK, HOST_FORMATS, INT8, KV_BF16, KV_FP8, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize,
+    round_trip,
 )  # fmt: skip
 
 INTEGER = [f for f in HOST_FORMATS if f != BF16]
@@ -18,8 +19,8 @@ def weights(n, k, seed=0):
 
 def test_names_and_bits():
     assert [str(f) for f in FORMATS[:4]] == ["bf16", "int8", "int4g32", "int4g32z"]
-    assert [f.bits_per_weight for f in FORMATS] == [16, 8, 4.5, 4.75, 4.25, 4.375, 4.125, 4.1875, 8, 4.5, 4.25]
-    assert [str(f) for f in FORMATS[-3:]] == ["fp8", "nvfp4", "mxfp4"]
+    assert [f.bits_per_weight for f in FORMATS] == [16, 8, 4.5, 4.75, 4.25, 4.375, 4.125, 4.1875, 8, 8, 4.5, 4.25]
+    assert [str(f) for f in FORMATS[-4:]] == ["fp8", "fp8_block", "nvfp4", "mxfp4"]
 
 
 def test_parse_knows_the_table():
@@ -30,7 +31,7 @@ def test_parse_knows_the_table():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("int3",), "weights: unknown format 'int3'; expected one of bf16, int8, int4, fp8, nvfp4, mxfp4"),
+        (("int3",), "weights: unknown format 'int3'; expected one of bf16, int8, int4, fp8, fp8_block, nvfp4, mxfp4"),
         (("int4", 96), "group_size: int4 weights with groups of 96; expected 32, 64 or 128\nhint: group_size: 128"),
         (("int4",), "group_size: int4 weights with groups of None; expected 32, 64 or 128\nhint: group_size: 128"),
         (("int8", 128), "group_size: int8 weights have none\nhint: leave it out"),
@@ -110,8 +111,9 @@ def test_no_format_holds_nan_or_infinity(fmt, bad):
 def test_chunks_do_not_show():
     weight = weights(700, 1000)
     for fmt in FORMATS[1:]:
-        whole, alone = quantize(weight, fmt), quantize(weight[431:432], fmt)
-        assert torch.equal(whole.codes[431:432], alone.codes) and torch.equal(whole.scales[431:432], alone.scales)
+        rows = slice(384, 512) if fmt == FP8_BLOCK else slice(431, 432)
+        whole, alone = quantize(weight, fmt), quantize(weight[rows], fmt)
+        assert torch.equal(whole.codes[rows], alone.codes) and torch.equal(whole.scales[rows], alone.scales)
 
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -135,7 +137,7 @@ def test_e4m3_is_torchs():
     assert torch.equal(floats.e4m3_values(floats.e4m3_bits(torch.tensor([1e9, -1e9]))), torch.tensor([448.0, -448.0]))
 
 
-@pytest.mark.parametrize("fmt, most", [(FP8, 0.028), (NVFP4, 0.1), (MXFP4, 0.14)], ids=str)
+@pytest.mark.parametrize("fmt, most", [(FP8, 0.028), (FP8_BLOCK, 0.028), (NVFP4, 0.1), (MXFP4, 0.14)], ids=str)
 def test_error_of_a_gaussian_weight_in_small_floats(fmt, most):
     weight = weights(70, 300)
     error = (round_trip(weight, fmt) - weight).square().mean().sqrt() / 0.02
@@ -156,6 +158,24 @@ def test_scales_of_mxfp4_are_powers_of_two_that_leave_no_value_beyond():
     assert (largest < 8).all() and (largest >= 4).all()  # 6 is the last; to 8 it is clipped, as the specification has it
     with pytest.raises(UserError, match="row 1 holds NaN, infinity or a value too large for mxfp4"):
         quantize(torch.tensor([[1.0], [1e6]]), MXFP4)
+
+
+def test_fp8_blocks_share_a_multiplier():
+    weight = weights(200, 300) * torch.logspace(-3, 3, 200)[:, None]
+    quantized = quantize(weight, FP8_BLOCK)
+    assert quantized.multipliers.shape == (200, 3) and (quantized.scales == 1).all()
+    for rows in (slice(0, 128), slice(128, 200)):
+        for group in range(3):
+            (multiplier,) = quantized.multipliers[rows, group].unique()
+            assert multiplier == weight[rows, 128 * group : 128 * (group + 1)].abs().max() / 448
+
+
+def test_multipliers_of_fp8_blocks_are_near_enough_to_each_other():
+    weight = torch.cat([torch.zeros(3, 128), torch.full((3, 128), 1e-30), torch.ones(3, 128)], 1)
+    quantized = quantize(weight, FP8_BLOCK)
+    assert torch.equal(quantized.multipliers[0] * 448, torch.tensor([2.0**-40, 2.0**-40, 1.0]))
+    assert torch.allclose(dequantize(quantized), weight, atol=2.0**-50)
+    assert (round_trip(torch.zeros(2, 5), FP8_BLOCK) == 0).all()
 
 
 def test_an_fp8_cache_keeps_three_bits_of_each_number():

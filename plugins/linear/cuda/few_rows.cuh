@@ -31,6 +31,7 @@ template <class P, int columns, int ahead, int splits> inline void few_rows(cons
   for (int c = 0; c < columns; ++c) x[c] = 8 * c + g < rows ? call.inputs[0].row<const typename P::In>(8 * c + g) : nullptr;
 
   float sums[pairs][columns][4] = {};
+  Units<typename P::Weights, pairs> units;
   typename P::Weights::Raw raw[ahead][pairs];
   const auto load = [&](int slot, int chunk) {
     if (chunk < end)
@@ -45,13 +46,14 @@ template <class P, int columns, int ahead, int splits> inline void few_rows(cons
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
       if (const int chunk = chunks + i * few_warps; chunk < end) {
-        multiply_chunk<P, pairs, columns>(raw[i], sums, [&](int half, int c) -> Words<4> {
+        multiply_chunk<P, pairs, columns>(raw[i], units, sums, [&](int half, int c) -> Words<4> {
           if (!x[c]) return {{0, 0, 0, 0}};
           return load_inputs<P>(x[c], chunk * chunk_columns + 32 * half + 8 * q);
         });
         load(i, chunk + few_warps * ahead);
       }
 
+  units.count(sums);
   auto& s = shared<typename K::Shared>();
 #pragma unroll
   for (int i = 0; i < pairs * columns; ++i)

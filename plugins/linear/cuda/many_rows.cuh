@@ -63,6 +63,7 @@ template <class P, int splits> inline void many_rows(const Call& call) {
     commit_copies();
   }
   float sums[K::pairs][groups][4] = {};
+  Units<typename P::Weights, K::pairs> units;
   Raw raw[K::pairs], next[K::pairs];
   if (begin < end) load(begin, raw);
   for (int chunk = begin; chunk < end; ++chunk) {
@@ -72,13 +73,14 @@ template <class P, int splits> inline void many_rows(const Call& call) {
     commit_copies();
     if (chunk + 1 < end) load(chunk + 1, next);
     const auto& x = s.x[(chunk - begin) % stages];
-    multiply_chunk<P, K::pairs, groups>(raw, sums, [&](int half, int c) {
+    multiply_chunk<P, K::pairs, groups>(raw, units, sums, [&](int half, int c) {
       const int row = 8 * c + g;
       return *reinterpret_cast<const Words<4>*>(x[row] + 8 * piece(row, 4 * half + q));
     });
 #pragma unroll
     for (int p = 0; p < K::pairs; ++p) raw[p] = next[p];
   }
+  units.count(sums);
 
   if constexpr (splits > 1) {
     float* planes = reinterpret_cast<float*>(call.scratch) + int64_t{blockIdx.y} * K::sums * many_threads + threadIdx.x;

@@ -39,11 +39,46 @@ template <class P> inline float finished(const Call& call, float sum, int tile, 
   return sum;
 }
 
+// What the sums of a warp's tiles are counted in, for formats that say.
+template <class W, int pairs> struct Units {
+  static constexpr bool there = requires(const typename W::Raw& raw) { W::unit(raw); };
+  float units[pairs];
+
+  Units() {
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) units[p] = 1;
+  }
+
+  // From here on in those of `raw`.
+  template <int columns> void change(const typename W::Raw (&raw)[pairs], float (&sums)[pairs][columns][4]) {
+    if constexpr (there)
+#pragma unroll
+      for (int p = 0; p < pairs; ++p)
+        if (const float unit = W::unit(raw[p]); unit != units[p]) {
+          scale(sums[p], divide_approximate(units[p], unit));
+          units[p] = unit;
+        }
+  }
+  template <int columns> void count(float (&sums)[pairs][columns][4]) const {
+    if constexpr (there)
+#pragma unroll
+      for (int p = 0; p < pairs; ++p) scale(sums[p], units[p]);
+  }
+
+ private:
+  template <int columns> static void scale(float (&sums)[columns][4], float by) {
+#pragma unroll
+    for (int i = 0; i < 4 * columns; ++i) sums[i / 4][i % 4] *= by;
+  }
+};
+
 // Sums of one chunk: of `pairs` tiles of weights with `columns` groups of eight rows of activations, added to `sums`.
 // inputs_of(half, group): the eight activations of this thread.
 template <class P, int pairs, int columns, class InputsOf>
-inline void multiply_chunk(const typename P::Weights::Raw (&raw)[pairs], float (&sums)[pairs][columns][4], InputsOf inputs_of) {
+inline void multiply_chunk(const typename P::Weights::Raw (&raw)[pairs], Units<typename P::Weights, pairs>& units, float (&sums)[pairs][columns][4],
+                           InputsOf inputs_of) {
   using W = typename P::Weights;
+  units.change(raw, sums);
   constexpr int halves = W::fold == chunk_columns ? 2 : 1, each = 2 * halves;  // multiplications between two folds
 #pragma unroll
   for (int first = 0; first < 2; first += halves) {

@@ -6,8 +6,9 @@
 // of half m / 2, as its columns 2q, 2q + 1, 2q + 8, 2q + 9.
 //
 // A format loads what it holds of a chunk (Raw) and decodes multiplication m of it to pairs of bf16, exactly. fold: inputs after
-// which sums are to be multiplied by fold_by and added up in float32; 0: never. What is left of a scale, `scales` (null: none), an
-// output each, goes to the epilogue. All arrays of a linear lie behind each other, codes first.
+// which sums are to be multiplied by fold_by and added up in float32; 0: never. Sums of a format that has unit(raw) are counted in that
+// unit, the same for all outputs of a tile. What is left of a scale, `scales` (null: none), an output each, goes to the epilogue. All
+// arrays of a linear lie behind each other, codes first.
 #pragma once
 #include "slipway/cuda/bytes.cuh"
 
@@ -72,6 +73,27 @@ template <int tiles, int inputs, class Code> struct Bytes {
 
 template <int tiles, int inputs> using Int8 = Bytes<tiles, inputs, Int8Code>;
 template <int tiles, int inputs> using Fp8 = Bytes<tiles, inputs, Fp8Code>;
+
+// Codes as those of Fp8, then a float32 for each tile and 128 inputs, [tiles][groups].
+template <int tiles, int inputs> struct Fp8Block {
+  static constexpr int fold = 0, group = 128, groups = (inputs + group - 1) / group;
+  struct Raw {
+    typename Fp8<tiles, inputs>::Raw codes;
+    float multiplier;
+  };
+
+  explicit Fp8Block(const std::byte* data) : codes_(data) {}
+  const float* scales() const { return nullptr; }
+
+  Raw load(int tile, int chunk) const {
+    return {codes_.load(tile, chunk), codes_.scales()[int64_t{tile} * groups + chunk * chunk_columns / group]};
+  }
+  static void decode(const Raw& raw, int m, uint32_t (&a)[4]) { Fp8<tiles, inputs>::decode(raw.codes, m, a); }
+  static float unit(const Raw& raw) { return raw.multiplier; }
+
+ private:
+  Fp8<tiles, inputs> codes_;
+};
 
 // Half a byte a weight, [tiles][chunks][lane][m] words. What 32 bits hold is the format's.
 template <int inputs> inline Words<4> load_half_bytes(const std::byte* data, int tile, int chunk) {
