@@ -76,6 +76,7 @@ class Hooks:
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: Tensor | None = None,
         is_causal: bool | None = None,
         **others: object,
     ) -> tuple[Tensor, None]:
@@ -94,7 +95,7 @@ class Hooks:
             None, None, 0.0, False, None, False,  # norms and rotation come as nodes of their own; passes fuse them
             batch.positions, batch.cu_seqlens, batch.kv_lens, batch.block_table, batch.kv_cache,
             module.layer_idx, heads, kv_heads, head_dim,
-            float(scaling if scaling is not None else head_dim**-0.5), sliding_window, softcap,
+            float(scaling if scaling is not None else head_dim**-0.5), sliding_window, softcap, s_aux,
         )  # fmt: skip
         return packed.view(1, -1, heads, head_dim), None
 

@@ -36,6 +36,7 @@ class Arguments:
     scale: float
     window: int | None
     softcap: float | None
+    sinks: Node | None
 
     @property
     def rotary_dim(self) -> int:

@@ -10,6 +10,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <utility>
 
 #include "paged_attention/bf16_cache.hpp"
@@ -217,10 +218,16 @@ class Attention {
     cache_.multiply_values(scores, rows, blocks, keys_ahead_, part.out[0]);
   }
 
+  // Of the powers that weigh a row's values, its head's sink among them, which has no value.
+  float sum_with_sink(const Part& part, int r, int head) const {
+    if constexpr (Shape::has_sinks) return part.sum[r] + std::exp2(weights_.sinks[head] * log2e - part.peak[r]);
+    return part.sum[r];
+  }
+
   void write(const Rows& tile, const Part& part) const {
     for (int r = 0; r < tile.count; ++r) {
       auto* out = call_.outputs[0].row<typename Shape::Out>(token_row(tile, r)) + head(tile, r) * Shape::head_dim;
-      const f32x16 scale = f32x16::splat(1 / part.sum[r]);
+      const f32x16 scale = f32x16::splat(1 / sum_with_sink(part, r, head(tile, r)));
       for_columns<Shape::head_dim>([&](int c, int used) { store(out + c, load(part.out[r] + c, used) * scale, used); });
     }
   }

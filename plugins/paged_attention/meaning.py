@@ -59,12 +59,14 @@ def paged_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Norm and rotation of q and k, K and V into the cache, then causal attention of a ragged batch over the cache.
 
     q[T, num_heads*head_dim], k and v[T, num_kv_heads*head_dim]; sequence s owns tokens cu_seqlens[s] to cu_seqlens[s+1],
     and kv_lens[s] cache slots with those. Query head h reads KV head h // (num_heads / num_kv_heads). A token at
     position p sees positions max(0, p - window + 1) to p. softcap: scores become softcap * tanh(score / softcap).
+    sinks[num_heads]: a score of each head, of a token whose value is zero.
     """
     rows = q.shape[0]
     q, k, v = (x.float().reshape(rows, -1, head_dim) for x in (q, k, v))
@@ -75,7 +77,7 @@ def paged_attention(
     cache = kv_cache[layer]
     _write(cache, k, v, positions.long(), cu_seqlens, block_table)
     out = [
-        _attend(q[start:end], *_read(cache, block_table[s], int(kv_lens[s])), positions[start:end], scale, window, softcap)
+        _attend(q[start:end], *_read(cache, block_table[s], int(kv_lens[s])), positions[start:end], scale, window, softcap, sinks)
         for s, (start, end) in enumerate(zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:]))
     ]
     return torch.cat(out).reshape(rows, num_heads * head_dim)
@@ -98,7 +100,7 @@ def _read(cache: Tensor, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _attend(
-    q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, window: int | None, softcap: float | None
+    q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """q[n, num_heads, head_dim] -> same shape."""
     rows, num_heads, head_dim = q.shape
@@ -108,7 +110,12 @@ def _attend(
         scores = softcap * torch.tanh(scores / softcap)
     distance = positions[:, None] - torch.arange(keys.shape[1])
     hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
-    weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        sink = sinks.float().reshape(1, len(keys), -1, 1).expand(rows, -1, -1, -1)
+        weights = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
     return torch.einsum("nkgs,ksd->nkgd", weights, values).reshape(rows, num_heads, head_dim)
 
 

@@ -28,6 +28,8 @@ class PagedAttentionPlugin:
             return f"values of {columns} columns, not num_kv_heads * head_dim = {a.num_kv_heads * a.head_dim}"
         if a.rotary_dim > a.head_dim:
             return f"a rotary table for {a.rotary_dim} dimensions and heads of {a.head_dim}"
+        if a.sinks is not None and tuple(a.sinks.meta["val"].shape) != (a.num_heads,):
+            return f"sinks of shape {list(a.sinks.meta['val'].shape)}, not one of each of {a.num_heads} heads"
         return _on(target, a, node).declined
 
     def lower(self, node: Node, target: Target) -> Kernel:
@@ -46,6 +48,7 @@ class PagedAttentionPlugin:
             "scale": a.scale,
             "window": a.window or 0,
             "softcap": a.softcap or 0.0,
+            "has_sinks": int(a.sinks is not None),
         }
         if not target.gpu:
             shape["only_wanted"] = int(_is_read_at_logit_rows_alone(node))
@@ -75,7 +78,7 @@ class PagedAttentionPlugin:
 
     def _weights(self, a: Arguments) -> tuple[PackedWeight, ...]:
         norms = tuple(packed_scale(w, a.norm_plus_one) for w in (a.q_norm, a.k_norm) if w is not None)
-        return norms + ((packed_scale(a.rope, plus_one=False),) if a.rope is not None else ())
+        return norms + tuple(packed_scale(w, plus_one=False) for w in (a.rope, a.sinks) if w is not None)
 
 
 def _on(target: Target, arguments: Arguments, node: Node) -> HostAttention | GpuAttention:

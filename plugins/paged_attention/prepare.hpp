@@ -12,12 +12,13 @@ inline constexpr int run_tokens = 16;  // of one work item: a line of a key bloc
 // Weights in the order of the call: those that the shape has.
 template <class Shape>
 struct Weights {
-  const float *q_norm = nullptr, *k_norm = nullptr, *rope = nullptr;
+  const float *q_norm = nullptr, *k_norm = nullptr, *rope = nullptr, *sinks = nullptr;
   explicit Weights(const Call& call) {
     const std::byte* const* next = call.weights;
     if (Shape::norms_q) q_norm = reinterpret_cast<const float*>(*next++);
     if (Shape::norms_k) k_norm = reinterpret_cast<const float*>(*next++);
     if (Shape::rotary_dim) rope = reinterpret_cast<const float*>(*next++);
+    if (Shape::has_sinks) sinks = reinterpret_cast<const float*>(*next++);
   }
   const float* rotation(int position) const { return rope + int64_t{position} * Shape::rotary_dim; }
 };

@@ -18,7 +18,7 @@ from slipway.passes.pipeline import PASSES, name_of
 from tiny_models import some_batch
 
 T = EXTENTS["T"]
-FAMILIES = ("llama", "llama-biased", "qwen3", "phi3", "granite", "gemma2", "starcoder2", "gpt-neox", "stablelm")
+FAMILIES = ("llama", "llama-biased", "qwen3", "phi3", "granite", "granite-swa", "gemma2", "starcoder2", "gpt-neox", "stablelm")
 FIRES = {  # a family, and how often each pass fires on its two layers
     "llama": {"GatherLogitRows": 10, "FuseRotary": 2, "FuseGatedLinear(silu)": 2, "MergeQkvLinears": 2, "FuseAddRmsNorm": 4},
     "llama-biased": {"MergeQkvLinears": 4, "FuseGatedActivation(silu)": 2},
@@ -77,7 +77,7 @@ class Toy:
             for name, shape in {"cu_seqlens": (3,), "kv_lens": (2,), "block_table": (2, 4)}.items()
         }
         cache = self.value(self.graph.input("kv_cache", (1, 4, 2, 1, 32, 8), torch.float32))
-        settings = dict(layer=0, num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0, window=None, softcap=None)
+        settings = dict(layer=0, num_heads=1, num_kv_heads=1, head_dim=8, scale=1.0, window=None, softcap=None, sinks=None)
         norms = dict(q_norm=None, k_norm=None, norm_eps=0.0, norm_plus_one=False, rope=None, rope_interleaved=False)
         given = dict(q=self.x, k=self.x, v=self.x, positions=self.positions, kv_cache=cache)
         return op.paged_attention(**given | batch | settings | norms | changes)

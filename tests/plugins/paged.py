@@ -35,6 +35,7 @@ class Shape:
     norm: bool = False
     window: int | None = None
     softcap: float | None = None
+    sinks: bool = False  # heads have one
     source: torch.dtype = BF16
     kv: KvFormat = KV_BF16
 
@@ -69,6 +70,7 @@ class Sequences:
             "q_norm": torch.rand(s.head_dim) + 0.5 if s.norm else None,
             "k_norm": torch.rand(s.head_dim) + 0.5 if s.norm else None,
             "rope": torch.stack((angles.cos(), angles.sin()), 1) if s.rotary_dim else None,
+            "sinks": torch.randn(s.num_heads) * 3 if s.sinks else None,
         }
 
     def step(self, parts: list[tuple[int, int, int]], logit_rows: list[int] | None = None) -> Step:
@@ -110,7 +112,7 @@ class Step:
         q, k, v = (x.to(dtype) for x in self._split())
         batch = (self.positions, self.cu_seqlens, self.kv_lens, self.block_table)
         return [q, k, v, w["q_norm"], w["k_norm"], 1e-6, False, w["rope"], s.interleaved, *map(torch.from_numpy, batch), cache, 0,
-                s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, s.window, s.softcap]  # fmt: skip
+                s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, s.window, s.softcap, w["sinks"]]  # fmt: skip
 
     def meaning(self, cache: torch.Tensor) -> torch.Tensor:
         """cache: [1, blocks, 2, kv_heads, block_size, head_dim] float32, written to. Of an int8 cache: what int8 holds is written."""

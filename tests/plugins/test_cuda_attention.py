@@ -19,6 +19,8 @@ SHAPES = {
     "partly": Shape(head_dim=64, rotary_dim=48, interleaved=True),
     "window": Shape(rotary_dim=32, window=40),
     "softcap": Shape(head_dim=64, softcap=3.0, source=F32),
+    "sinks": Shape(head_dim=64, rotary_dim=64, window=128, sinks=True),
+    "fp8_sinks": Shape(norm=True, sinks=True, kv=KV_FP8),
     "odd_heads": Shape(num_heads=6, num_kv_heads=1, head_dim=40),
     "many_heads": Shape(num_heads=32, num_kv_heads=2, head_dim=16),
     "wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128),
@@ -69,8 +71,9 @@ def test_chunks_beside_decodes_and_drafts(name):
 
 
 @pytest.mark.parametrize("captured_sequences", [1, 2, 8, 128, 512])
-def test_any_number_of_splits_gives_the_same(captured_sequences):
-    check("wide", [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_sequences)
+@pytest.mark.parametrize("name", ["wide", "fp8_sinks"])
+def test_any_number_of_splits_gives_the_same(name, captured_sequences):
+    check(name, [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_sequences)
 
 
 def test_many_sequences_of_which_few_prefill():

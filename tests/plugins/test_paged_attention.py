@@ -21,6 +21,8 @@ SHAPES = {
     "window": Shape(num_heads=8, num_kv_heads=1, head_dim=64, rotary_dim=64, window=40),
     "qwen3": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, norm=True),
     "gemma": Shape(num_heads=4, num_kv_heads=4, head_dim=256, rotary_dim=256, norm=True, window=512, softcap=30.0),
+    "sinks": Shape(num_heads=8, num_kv_heads=2, head_dim=64, rotary_dim=64, window=128, sinks=True),
+    "int8_sinks": Shape(num_heads=8, num_kv_heads=2, head_dim=64, sinks=True, kv=KV_INT8),
     "int8_plain": Shape(num_heads=4, num_kv_heads=2, head_dim=16, kv=KV_INT8),
     "int8_one_kv_head": Shape(num_heads=7, num_kv_heads=1, head_dim=24, rotary_dim=24, kv=KV_INT8),
     "int8_partial_rotary": Shape(num_heads=8, num_kv_heads=2, head_dim=80, rotary_dim=32, source=F32, kv=KV_INT8),

@@ -36,6 +36,7 @@ FAMILIES = {
         transformers.GraniteConfig,
         {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8.0},
     ),
+    "granite-swa": (transformers.GraniteSWAConfig, {"sliding_window": 16, "attention_multiplier": 0.25}),  # with sinks
     "olmo2": (transformers.Olmo2Config, {}),
     "smollm3": (transformers.SmolLM3Config, {}),
     "gemma2": (transformers.Gemma2Config, {"head_dim": 16, "sliding_window": 16, "tie_word_embeddings": True}),

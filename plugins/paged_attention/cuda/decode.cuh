@@ -63,9 +63,9 @@ template <class S> inline void decode(const Call& call) {
   }
   __syncthreads();
 
-  const auto write = [&](int row, int d, float value) {
+  const auto write = [&](int row, int d, float maximum, float sum, float output) {
     const int token = of.first + row / group, head = kv_head * group + row % group;
-    store(call.outputs[0].row<typename S::Out>(token) + head * S::head_dim + d, value);
+    store(call.outputs[0].row<typename S::Out>(token) + head * S::head_dim + d, output / with_sink(Weights<S>(call), head, maximum, sum));
   };
   auto* partials = reinterpret_cast<Partial<S>*>(call.scratch) + (int64_t{number} * S::kv_heads + kv_head) * gridDim.x;
   for (int i = static_cast<int>(threadIdx.x); i < count * S::head_dim; i += decode_threads) {
@@ -81,7 +81,7 @@ template <class S> inline void decode(const Call& call) {
       output += weight * s.outputs[w][row][d];
     }
     if (splits == 1) {
-      write(row, d, output / sum);
+      write(row, d, common, sum, output);
     } else {
       partials[split].outputs[row][d] = output;
       if (d == 0) partials[split].maxima[row] = common, partials[split].sums[row] = sum;
@@ -105,7 +105,7 @@ template <class S> inline void decode(const Call& call) {
       sum += weight * partials[k].sums[row];
       output += weight * partials[k].outputs[row][d];
     }
-    write(row, d, output / sum);
+    write(row, d, common, sum, output);
   }
 }
 

@@ -79,10 +79,11 @@ template <class S> inline void prefill(const Call& call) {
   const int g = lane() / 4, q = lane() % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float inverse = 1 / quad_sum(rows.sums[i]);
-    const int in_warp = g + 8 * i, row = tile.first_row + warp * tile_rows + in_warp;
+    const float sum = quad_sum(rows.sums[i]);
+    const int in_warp = g + 8 * i, row = tile.first_row + warp * tile_rows + in_warp, query_head = kv_head * group + row % group;
     if (in_warp >= own) continue;
-    auto* out = call.outputs[0].row<typename S::Out>(of.first + row / group) + (kv_head * group + row % group) * S::head_dim;
+    const float inverse = 1 / with_sink(Weights<S>(call), query_head, rows.maxima[i], sum);
+    auto* out = call.outputs[0].row<typename S::Out>(of.first + row / group) + query_head * S::head_dim;
 #pragma unroll
     for (int n = 0; n < Rows<S>::value_tiles; ++n)
 #pragma unroll

@@ -31,7 +31,6 @@ template <class S> inline void normalize(float* vector, const float* weight) {
   __syncwarp();
 }
 
-// table: [positions][2][rotary_dim / 2], cosines then sines.
 template <class S> inline float rotated(const float* vector, int i, const float* cosines) {
   if (i >= S::rotary_dim) return vector[i];
   constexpr int half = S::rotary_dim / 2;
@@ -89,18 +88,14 @@ template <class S> inline void prepare(const Call& call) {
   const int token = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32;
   const int head = static_cast<int>(blockIdx.y) * prepare_warps + warp;
   if (token >= batch.num_tokens || head >= S::heads + 2 * S::kv_heads) return;
-  const float* weights[3];  // of queries, of keys, the rotary table; what there is of them
-  int next = 0;
-  weights[0] = S::norms_q ? reinterpret_cast<const float*>(call.weights[next++]) : nullptr;
-  weights[1] = S::norms_k ? reinterpret_cast<const float*>(call.weights[next++]) : nullptr;
-  weights[2] = S::rotary_dim ? reinterpret_cast<const float*>(call.weights[next]) : nullptr;
+  const Weights<S> weights(call);
   const int position = batch.positions[token];
-  const float* cosines = weights[2] + int64_t{position} * S::rotary_dim;
+  const float* cosines = weights.rope + int64_t{position} * S::rotary_dim;
   float* vector = shared<PrepareShared<S>>().vectors[warp];
 
   if (head < S::heads) {
     load_vector<S, typename S::Query>(call.inputs[0], token, head, vector);
-    if constexpr (S::norms_q) normalize<S>(vector, weights[0]);
+    if constexpr (S::norms_q) normalize<S>(vector, weights.q_norm);
     bf16* to = query<S>(call, token, head);
     for (int i = lane(); i < Layout<S>::key_columns; i += 32) store(to + i, i < S::head_dim ? rotated<S>(vector, i, cosines) * query_scale<S>() : 0);
     return;
@@ -110,7 +105,7 @@ template <class S> inline void prepare(const Call& call) {
   if (head < S::heads + S::kv_heads) {
     const int kv_head = head - S::heads;
     load_vector<S, typename S::Key>(call.inputs[1], token, kv_head, vector);
-    if constexpr (S::norms_k) normalize<S>(vector, weights[1]);
+    if constexpr (S::norms_k) normalize<S>(vector, weights.k_norm);
     write_key<S>([&](int i) { return rotated<S>(vector, i, cosines); }, head_of<S>(call, block, kv_head), slot);
   } else {
     const int kv_head = head - S::heads - S::kv_heads;

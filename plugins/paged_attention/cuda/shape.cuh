@@ -51,6 +51,22 @@ template <class S> inline bf16* query(const Call& call, int token, int head) {
   return reinterpret_cast<bf16*>(call.scratch + S::queries_at) + (int64_t{token} * S::heads + head) * Layout<S>::key_columns;
 }
 
+// What there is of them, in this order; null: there is not.
+template <class S> struct Weights {
+  const float *q_norm, *k_norm;  // [head_dim]
+  const float* rope;             // [positions][2][rotary_dim / 2], cosines then sines
+  const float* sinks;            // [heads]
+
+  explicit Weights(const Call& call) {
+    int next = 0;
+    const auto take = [&](bool there) { return there ? reinterpret_cast<const float*>(call.weights[next++]) : nullptr; };
+    q_norm = take(S::norms_q);
+    k_norm = take(S::norms_k);
+    rope = take(S::rotary_dim > 0);
+    sinks = take(S::has_sinks);
+  }
+};
+
 // The new tokens of a sequence, and those in its cache with them.
 struct Sequence {
   int first, count, length;

@@ -14,6 +14,12 @@ inline float quad_max(float x) {
   return max(x, __shfl_xor_sync(~0u, x, 2));
 }
 
+// The sum of a row's powers with its head's sink, which has no value. In units of 2^maximum.
+template <class S> inline float with_sink(const Weights<S>& weights, int head, float maximum, float sum) {
+  if constexpr (S::has_sinks) return sum + exp2_approximate(weights.sinks[head] * log2_e - maximum);
+  return sum;
+}
+
 template <class S> struct Rows {
   static constexpr int parts = Layout<S>::key_columns / 32, value_tiles = S::head_dim / 8;
   static constexpr bool coded = Layout<S>::coded;
