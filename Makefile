@@ -19,6 +19,7 @@ benchmarks: install      ## the machine's limits, the kernels, a whole engine
 
 gpu: install             ## on a machine with a GPU: kernels and engines against PyTorch and transformers, and what kernels reach of its limits
 	$(BIN)/python -m pytest -m gpu --gpu
+	$(BIN)/python tests/benchmarks/bench_crossovers.py --write build/crossovers.json
 	$(BIN)/python tests/benchmarks/bench_gpu.py --json build/gpu.json
 	$(BIN)/python tests/benchmarks/bench_gpu_engines.py --json build/gpu-engines.json
 

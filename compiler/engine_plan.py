@@ -82,7 +82,11 @@ def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef]) -> d
 
 def _launch(launch: Launch) -> manifest.Launch:
     grid = tuple(manifest.Extent(**asdict(extent)) for extent in launch.grid)
-    return manifest.Launch(**{**asdict(launch), "grid": grid})
+    matmul = None
+    if launch.matmul:
+        rows = {name: value and manifest.ScratchRows(**value) for name, value in asdict(launch.matmul).items() if name in ("source", "destination")}
+        matmul = manifest.Matmul(**{**asdict(launch.matmul), **rows})
+    return manifest.Launch(**{**asdict(launch), "grid": grid, "matmul": matmul})
 
 
 def _kv_cache(kernels: list[Kernel], num_blocks: int) -> manifest.KvCache:

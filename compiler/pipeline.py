@@ -104,7 +104,8 @@ def check_inputs(recipe: Recipe, checkpoint: Checkpoint) -> None:
 def target_of(recipe: Recipe) -> Target:
     """The recipe's target, `auto` settled to this machine's strongest instruction set."""
     if recipe.target in GPUS:
-        return Target(recipe.target)
+        cublas = {"auto": None, "never": 0}.get(recipe.gpu.cublas, recipe.gpu.cublas)
+        return Target(recipe.target, cublas=cublas)
     isa = host_isa() if recipe.cpu.isa == "auto" else recipe.cpu.isa
     if isa is None:
         raise recipe.error(("cpu", "isa"), f"this processor lacks {', '.join(missing_flags())}", "a processor with AVX2, FMA and F16C")
@@ -173,7 +174,7 @@ def _captured(job: Build) -> Graph:
 
 
 def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
-    """Writes each linear's weight format, and each attention's KV format, into its metadata. -> the linears' module paths"""
+    """Writes each linear's weight format and activations, and each attention's KV format, into its metadata. -> the linears' module paths"""
     seen: set[str] = set()
     for node in graph.nodes:
         if node.target is torch.ops.slipway.paged_attention.default:
@@ -189,6 +190,7 @@ def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
         if len(wanted) > 1:
             raise InternalError(f"{node.name} merges weights of different formats: {', '.join(map(str, wanted))}")
         node.meta["weight_format"] = wanted.pop()
+        node.meta["fp8_activations"] = recipe.precision.activations == "fp8" and modules != {"lm_head"}
     return seen
 
 

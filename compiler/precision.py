@@ -8,7 +8,7 @@ import re
 from slipway.compiler.graph import Graph
 from slipway.quantization.formats import KV_FP8
 from slipway.recipes.problems import UserErrors, did_you_mean
-from slipway.recipes.schema import KL_LIMITS, Recipe
+from slipway.recipes.schema import FP8_ACTIVATIONS_KL_LIMIT, KL_LIMITS, Recipe
 
 
 def check_overrides(recipe: Recipe, modules: set[str]) -> None:
@@ -23,10 +23,11 @@ def check_overrides(recipe: Recipe, modules: set[str]) -> None:
 
 
 def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
-    """The recipe with its verify.kl stated: by itself, or by the loosest format in the graph: of weights, or fp8 of the KV cache."""
+    """The recipe with its verify.kl stated: by itself, or by the loosest format in the graph: of weights, activations or the KV cache."""
     if recipe.verify.kl is not None:
         return recipe
     used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
     used |= {"fp8" for node in graph.nodes if node.meta.get("kv_format") == KV_FP8}
-    kl = max(KL_LIMITS[name] for name in used) if used else min(KL_LIMITS.values())
+    limits = [KL_LIMITS[name] for name in used] + [FP8_ACTIVATIONS_KL_LIMIT] * (recipe.precision.activations == "fp8")
+    kl = max(limits, default=min(KL_LIMITS.values()))
     return recipe.model_copy(update={"verify": recipe.verify.model_copy(update={"kl": kl})})

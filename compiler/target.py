@@ -45,10 +45,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Target:
-    """kind: "cpu", or one of GPUS. isa: one of CPU_ISAS for a CPU, None for a GPU."""
+    """kind: "cpu", or one of GPUS. isa: one of CPU_ISAS for a CPU, None for a GPU.
+
+    cublas: of a GPU, the rows from which on linears are cuBLASLt's; None: where that is expected to be faster; 0: never.
+    """
 
     kind: str
     isa: str | None = None
+    cublas: int | None = None
 
     @property
     def gpu(self) -> Gpu | None:

@@ -62,9 +62,36 @@ ONE = Extent(fixed=1)
 
 
 @dataclass(frozen=True)
+class ScratchRows:
+    """Rows of numbers in a kernel's scratch: the first begins at `offset`, each `row_bytes` behind the one before."""
+
+    offset: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt, summed in float32.
+
+    W: the call's first weight, its rows `weight_columns` numbers apart. factors: the type of W and of what it is multiplied with, "bf16" or
+    "e4m3". results: "bf16" or "f32". source, destination: None for the call's first input, its first output.
+    """
+
+    outputs: int
+    inputs: int
+    weight_columns: int
+    factors: Literal["bf16", "e4m3"]
+    results: Literal["bf16", "f32"]
+    source: ScratchRows | None = None
+    destination: ScratchRows | None = None
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One launch of a CUDA function. It takes part in graphs captured for min_rows to max_rows rows and min_sequences to max_sequences
-    sequences (None: any number), and only in those for steps in which some sequence has at least min_new_tokens tokens.
+    """One launch of a CUDA function, or with `matmul` of cuBLASLt's, which chooses threads and blocks by itself.
+
+    It takes part in graphs captured for min_rows to max_rows rows and min_sequences to max_sequences sequences (None: any number), and only
+    in those for steps in which some sequence has at least min_new_tokens tokens.
     """
 
     function: str
@@ -76,6 +103,7 @@ class Launch:
     min_new_tokens: int = 1
     min_sequences: int = 1
     max_sequences: int | None = None
+    matmul: Matmul | None = None
 
     def takes_part(self, rows: int, sequences: int = 1, longest: int = 1) -> bool:
         """In a graph for so many rows and sequences, of a step whose longest sequence has so many new tokens."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
+import pathlib
 
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import GPU_KINDS, Target
 
 VARIABLE = "SLIPWAY_DEVICE"
+CUBLASLT = "libcublasLt.so.13"
 COPY_BYTES, COPIES = 1 << 30, 5  # many times what an L2 holds
 
 
@@ -31,6 +35,24 @@ def check(target: Target, where: str) -> None:
         fitting = [kind for kind in GPU_KINDS if runs_on(kind, capability)]
         hint = f"build it again with target: {fitting[-1]}" if fitting else "no target fits it; --emulate runs the engine on the CPU, slowly"
         raise MachineError(where, f"built for {target.kind}; {name} is sm{capability}", hint=hint)
+
+
+def load_cublaslt(where: str) -> None:
+    """Raises MachineError without cuBLASLt: of the system, or of the nvidia-cublas package, which the native side would not find."""
+    places = [None, *(str(path / "lib" / CUBLASLT) for folder in _nvidia_folders() for path in sorted(folder.glob("cu*")))]
+    failures = []
+    for place in places:
+        try:
+            ctypes.CDLL(place or CUBLASLT)
+            return
+        except OSError as error:
+            failures.append(str(error))
+    raise MachineError(where, f"no cuBLASLt ({failures[0]})", "it, for linears of many rows", "pip install nvidia-cublas, or build with gpu.cublas: never")
+
+
+def _nvidia_folders() -> list[pathlib.Path]:
+    spec = importlib.util.find_spec("nvidia")
+    return [pathlib.Path(path) for path in spec.submodule_search_locations or ()] if spec else []
 
 
 def is_here(kind: str) -> bool:

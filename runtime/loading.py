@@ -58,7 +58,10 @@ def has_auto_cache(manifest: Manifest) -> bool:
 def check_machine(manifest: Manifest, where: pathlib.Path, emulated: int | None = None) -> None:
     """Raises MachineError if this processor, or its GPU, cannot run the engine's kernels."""
     if manifest.target.is_gpu and emulated is None:
-        return gpu.check(manifest.target, str(where))
+        gpu.check(manifest.target, str(where))
+        if any(launch.matmul for needs in manifest.plan.kernels.values() for launch in needs.launches):
+            gpu.load_cublaslt(str(where))
+        return
     missing = [flag for flag in manifest.target.cpu_flags if flag not in machine.cpu_flags()]
     if missing and manifest.target.is_gpu:
         raise MachineError(str(where), f"this CPU lacks {', '.join(missing)}, which emulating a GPU takes")

@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 GPU_KINDS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
@@ -95,9 +95,34 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class ScratchRows:
+    """Rows of numbers in the scratch: the first begins at `offset`, each `row_bytes` behind the one before."""
+
+    offset: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt. W: the step's first weight, its rows `weight_columns`
+    numbers apart. source, destination: None for the step's first input, its first output.
+    """
+
+    outputs: int
+    inputs: int
+    weight_columns: int
+    factors: str  # "bf16", "e4m3"
+    results: str  # "bf16", "f32"
+    source: ScratchRows | None = None
+    destination: ScratchRows | None = None
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One launch of a CUDA function, in graphs for min_rows to max_rows rows and min_sequences to max_sequences sequences (None: any
-    number), for steps in which some sequence has at least min_new_tokens tokens.
+    """One launch of a CUDA function, or with `matmul` of cuBLASLt's (which has no threads).
+
+    In graphs for min_rows to max_rows rows and min_sequences to max_sequences sequences (None: any number), for steps in which some sequence has
+    at least min_new_tokens tokens.
     """
 
     function: str
@@ -109,6 +134,7 @@ class Launch:
     min_new_tokens: int
     min_sequences: int = 1
     max_sequences: int | None = None
+    matmul: Matmul | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from slipway.runtime.errors import EngineError
-from slipway.runtime.manifest import GPU_KINDS, Buffer, Launch, Limits, Manifest, Needs, Operand, Plan, Step
+from slipway.runtime.manifest import GPU_KINDS, Buffer, Launch, Limits, Manifest, Matmul, Needs, Operand, Plan, Step
 
 DTYPE_BYTES = {"bf16": 2, "f32": 4, "i32": 4, "i64": 8, "bool": 1}
 MOST = 1 << 30  # of anything counted: sums of two still fit the native side's int32
@@ -15,7 +15,8 @@ MOST_THREADS, MOST_SHARED_BYTES = 1024, 232_448  # of a block on any GPU
 MOST_OF_GRID = (1 << 31) - 1, 65535, 65535
 MOST_OPERANDS = {"inputs": 4, "outputs": 2, "weights": 6}  # slipway::cuda::Call
 MOST_COUNTERS = 1 << 20
-GPU_INPUT_ALIGNMENT = 16
+GPU_INPUT_ALIGNMENT = MATMUL_ALIGNMENT = 16
+MATMUL_FACTORS, MATMUL_RESULTS = {"bf16": 2, "e4m3": 1}, {"bf16": 2, "f32": 4}  # bytes of a number
 BATCH_INPUTS = ("input_ids", "positions", "logit_rows")
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
@@ -176,12 +177,45 @@ def _check_launches(needs: Needs, manifest: Manifest, where: str) -> None:
         if len(getattr(needs, name)) > most:
             raise EngineError(f"{where}.{name}", f"{len(getattr(needs, name))} of them", f"at most {most}")
     for i, launch in enumerate(needs.launches):
-        _check_launch(launch, manifest.limits, f"{where}.launches[{i}]")
+        _check_range(launch, f"{where}.launches[{i}]")
+        if launch.matmul:
+            _check_matmul(launch.matmul, needs, manifest.limits, f"{where}.launches[{i}].matmul")
+        else:
+            _check_launch(launch, manifest.limits, f"{where}.launches[{i}]")
     most = max(manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows)
     for rows in (*(1 << power for power in range(most.bit_length())), manifest.limits.max_batch_tokens, manifest.limits.max_logit_rows):
         always = [x for x in needs.launches if (x.min_new_tokens, x.min_sequences, x.max_sequences) == (1, 1, None)]
         if not any(x.min_rows <= rows <= (x.max_rows or rows) for x in always):
             raise EngineError(f"{where}.launches", f"none for {rows} rows", "one for every number of rows")
+
+
+def _check_range(launch: Launch, where: str) -> None:
+    _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens,
+                 min_sequences=launch.min_sequences, max_sequences=launch.max_sequences or MOST)
+
+
+def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> None:
+    """Every number that is multiplied or written lies in the weight, the scratch and the operands that the kernel has."""
+    for name, known in (("factors", MATMUL_FACTORS), ("results", MATMUL_RESULTS)):
+        if getattr(matmul, name) not in known:
+            raise EngineError(f"{where}.{name}", repr(getattr(matmul, name)), f"one of {', '.join(known)}")
+    _check_count(where, outputs=matmul.outputs, inputs=matmul.inputs, weight_columns=matmul.weight_columns)
+    factor, result = MATMUL_FACTORS[matmul.factors], MATMUL_RESULTS[matmul.results]
+    if not needs.weights or matmul.inputs > matmul.weight_columns or matmul.outputs * matmul.weight_columns * factor > needs.weights[0]:
+        raise EngineError(where, f"{matmul.outputs} x {matmul.inputs} in rows of {matmul.weight_columns}", "a matrix within the kernel's first weight")
+    scratch = needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
+    for name, rows, width, given in (
+        ("source", matmul.source, matmul.inputs * factor, needs.inputs[:1]),
+        ("destination", matmul.destination, matmul.outputs * result, needs.outputs[:1]),
+    ):
+        if rows is None:
+            if not given or given[0] < width:
+                raise EngineError(f"{where}.{name}", f"rows of {width} bytes", f"at most the {sum(given)} that the kernel is given")
+            continue
+        _check_at_least(0, f"{where}.{name}", offset=rows.offset)
+        end = rows.offset + (max(limits.max_batch_tokens, limits.max_logit_rows) - 1) * rows.row_bytes + width
+        if rows.row_bytes < width or rows.offset % MATMUL_ALIGNMENT or rows.row_bytes % MATMUL_ALIGNMENT or end > scratch:
+            raise EngineError(f"{where}.{name}", f"{rows.row_bytes} bytes a row from {rows.offset} on", f"rows of {width} bytes within {scratch} of scratch")
 
 
 def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
@@ -191,8 +225,6 @@ def _check_launch(launch: Launch, limits: Limits, where: str) -> None:
         raise EngineError(f"{where}.threads", f"{launch.threads}", f"whole warps, at most {MOST_THREADS}")
     if not 0 <= launch.shared_bytes <= MOST_SHARED_BYTES:
         raise EngineError(f"{where}.shared_bytes", f"{launch.shared_bytes}", f"0..{MOST_SHARED_BYTES}")
-    _check_count(where, min_rows=launch.min_rows, max_rows=launch.max_rows or MOST, min_new_tokens=launch.min_new_tokens,
-                 min_sequences=launch.min_sequences, max_sequences=launch.max_sequences or MOST)
     if len(launch.grid) != 3:
         raise EngineError(f"{where}.grid", f"{len(launch.grid)} extents", "three")
     rows = max(limits.max_batch_tokens, limits.max_logit_rows)

@@ -55,7 +55,7 @@ MARKS = {True: "ok  ", False: "miss", None: "-   "}
 
 
 def examine(measure: bool) -> list[Finding]:
-    findings = [python(), cxx(), torch(), processor(), memory(), cache(), runtime(), triton(), nvrtc(), gpu()]
+    findings = [python(), cxx(), torch(), processor(), memory(), cache(), runtime(), triton(), nvrtc(), gpu(), cublaslt()]
     return [*findings, limits()] if measure else findings
 
 
@@ -138,6 +138,17 @@ def gpu() -> Finding:
     except (ImportError, RuntimeError) as error:
         return Finding("GPU", None, f"{error}; engines for GPUs run by emulation (--emulate)")
     return Finding("GPU", True, f"{name}, sm{capability}, {bytes_text(free)} free; Slipway has not been run on a GPU yet: make gpu")
+
+
+def cublaslt() -> Finding:
+    from slipway.runtime.errors import MachineError
+    from slipway.runtime.gpu import CUBLASLT, load_cublaslt
+
+    try:
+        load_cublaslt("cuBLASLt")
+    except MachineError as error:
+        return Finding("cuBLASLt", None, error.found, error.hint)
+    return Finding("cuBLASLt", True, f"{CUBLASLT}; multiplies the linears of many rows on a GPU")
 
 
 def limits() -> Finding:

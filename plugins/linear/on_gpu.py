@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+import torch
 from torch.fx import Node
 
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack_cuda
+from slipway.plugins.linear.by_cublas import CublasLinear
 from slipway.plugins.plugin import ONE, Extent, Launch, PackedWeight
 from slipway.quantization.formats import WeightFormat
 
@@ -25,9 +28,15 @@ class GpuProblem:
     fmt: WeightFormat
     gated: bool
     target: Target
+    cublas: CublasLinear | None = None  # of many rows
 
     declined = None
-    local_bytes = shared_scratch_per_row = 0
+    local_bytes = 0
+
+    def with_cublas(self, source: torch.dtype, dtype: torch.dtype, biased: bool, fp8_activations: bool) -> GpuProblem:
+        """The same, many rows of it by cuBLASLt if that takes them. source, dtype: of activations and outputs."""
+        found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, fp8_activations, self.target)
+        return replace(self, cublas=found if found.rows else None)
 
     @property
     def tiles(self) -> pack_cuda.Tiles:
@@ -60,7 +69,9 @@ class GpuProblem:
     @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits}
+        cublas = self.cublas.constants if self.cublas else None
+        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits,
+                "own_many": self._own_rows > self._most_split_rows, "cublas": cublas}  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -74,16 +85,18 @@ class GpuProblem:
 
     def launches(self, symbol: str) -> tuple[Launch, ...]:
         grid = (Extent(fixed=self.blocks), Extent(fixed=self.splits), ONE)
-        few = [
+        launches = [
             Launch(f"{symbol}_upto{rows}", FEW_THREADS, grid, self._few_shared_bytes(rows), min_rows=rows - 7, max_rows=rows) for rows in FEW_ROWS
         ]
-        split = []
         if self.block_splits > 1:
             grid = (ONE, Extent(fixed=self.many_blocks), Extent(fixed=self.block_splits))
-            split = [Launch(f"{symbol}_upto64", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1, max_rows=BLOCK_ROWS)]
-        grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE)
-        fewest = BLOCK_ROWS if split else FEW_ROWS[-1]
-        return (*few, *split, Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=fewest + 1))
+            launches.append(Launch(f"{symbol}_upto64", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1,
+                                   max_rows=self._most_split_rows))  # fmt: skip
+        if self._own_rows > self._most_split_rows:
+            grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE)
+            most = self.cublas.rows - 1 if self.cublas else None
+            launches.append(Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=self._most_split_rows + 1, max_rows=most))
+        return (*launches, *(self.cublas.launches(symbol) if self.cublas else ()))
 
     @property
     def shared_scratch(self) -> int:
@@ -91,6 +104,20 @@ class GpuProblem:
         few = self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
         many = self.block_splits * self.many_blocks * BLOCK_ROWS * MANY_TILES * pack_cuda.TILE if self.block_splits > 1 else 0
         return 4 * max(few, many)
+
+    @property
+    def shared_scratch_per_row(self) -> int:
+        return self.cublas.record_bytes if self.cublas else 0
+
+    @property
+    def _own_rows(self) -> float:
+        """The most that are ours."""
+        return self.cublas.rows - 1 if self.cublas else math.inf
+
+    @property
+    def _most_split_rows(self) -> int:
+        """The most for which blocks share outputs."""
+        return min(BLOCK_ROWS, self._own_rows) if self.block_splits > 1 else FEW_ROWS[-1]
 
     @property
     def counters(self) -> int:

@@ -7,12 +7,15 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
 
 #include "bindings.hpp"
 #include "gpu.hpp"
+#include "matmuls.hpp"
+#include "python_plan.hpp"
 #include "slipway/cuda/call.hpp"
 
 namespace nb = nanobind;
@@ -28,7 +31,7 @@ using Grid = std::tuple<uint32_t, uint32_t, uint32_t>;
 class KernelBench {
  public:
   KernelBench(std::optional<uint64_t> emulated, int32_t workers)
-      : gpu_(emulated ? emulated_cuda(*emulated, workers) : cuda_driver()), events_{make_event(gpu_), make_event(gpu_)} {}
+      : is_emulated_(emulated.has_value()), gpu_(emulated ? emulated_cuda(*emulated, workers) : cuda_driver()), events_{make_event(gpu_), make_event(gpu_)} {}
   ~KernelBench() { api().synchronize(gpu_.stream()); }
 
   CuDevicePtr allocate(size_t bytes) { return memory_.emplace_back(gpu_, std::max<size_t>(bytes, 1), "a benchmark").at(); }
@@ -59,13 +62,15 @@ class KernelBench {
 
   // call: the bytes of a cuda::Call.
   void launch(size_t function, const Grid& grid, uint32_t threads, uint32_t shared_bytes, const nb::bytes& call) {
-    if (call.size() != sizeof(cuda::Call)) throw std::invalid_argument("call: of another size than slipway::cuda::Call");
-    cuda::Call copy;
-    std::memcpy(&copy, call.c_str(), sizeof copy);
+    cuda::Call copy = call_of(call);
     void* arguments[] = {&copy};
     const auto [x, y, z] = grid;
     const CuLaunchConfig config{x, y, z, threads, 1, 1, shared_bytes, gpu_.stream(), nullptr, 0};
     gpu_.check(api().launch(&config, reinterpret_cast<CuFunction>(function), arguments, nullptr), "a launch");
+  }
+  void matmul(nb::handle spec, const nb::bytes& call, int32_t rows) {
+    if (!matmuls_) matmuls_ = std::make_unique<Matmuls>(gpu_, is_emulated_);
+    matmuls_->enqueue(matmul_from_python(spec), call_of(call), rows, "a multiplication");
   }
   size_t capture(nb::callable work) {
     graphs_.push_back(slipway::capture(gpu_, [&] { work(); }));
@@ -81,6 +86,13 @@ class KernelBench {
  private:
   const CudaApi& api() const { return gpu_.api(); }
 
+  static cuda::Call call_of(const nb::bytes& call) {
+    if (call.size() != sizeof(cuda::Call)) throw std::invalid_argument("call: of another size than slipway::cuda::Call");
+    cuda::Call copy;
+    std::memcpy(&copy, call.c_str(), sizeof copy);
+    return copy;
+  }
+
   // That the GPU takes for what `work` puts into its stream.
   template <class Work> double seconds_of(Work work) {
     gpu_.check(api().record_event(events_[0].get(), gpu_.stream()), "an event");
@@ -92,7 +104,9 @@ class KernelBench {
     return milliseconds / 1e3;
   }
 
+  const bool is_emulated_;
   Gpu gpu_;
+  std::unique_ptr<Matmuls> matmuls_;
   std::vector<GpuBytes> memory_;
   std::vector<Owned<CuModule>> modules_;
   std::vector<Owned<CuGraphExec>> graphs_;
@@ -124,6 +138,7 @@ void bind_gpu(nb::module_& module) {
       .def("copy", &KernelBench::copy, "at"_a, "bytes"_a, "times"_a)
       .def("function", &KernelBench::function, "image"_a, "name"_a, "shared_bytes"_a)
       .def("launch", &KernelBench::launch, "function"_a, "grid"_a, "threads"_a, "shared_bytes"_a, "call"_a)
+      .def("matmul", &KernelBench::matmul, "matmul"_a, "call"_a, "rows"_a, "A plugins.plugin.Matmul, by cuBLASLt.")
       .def("capture", &KernelBench::capture, "work"_a, "-> a graph of what work() launches.")
       .def("replay", &KernelBench::replay, "graph"_a, "times"_a, "Seconds that so many replays take, one after the other.")
       .def("synchronize", &KernelBench::synchronize);

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "cuda_api.hpp"
+#include "emulated_cuda.hpp"
 #include "library.hpp"
 #include "slipway/cuda/call.hpp"
 #include "slipway/emulation/launch.hpp"
@@ -308,6 +309,8 @@ CudaApi make() {
 }
 
 }  // namespace
+
+CuResult emulated_enqueue(CuStream stream, std::function<CuResult()> work) { return enqueue(stream, std::move(work)); }
 
 const CudaApi& emulated_cuda(uint64_t seed, int32_t workers) {
   static const CudaApi api = make();

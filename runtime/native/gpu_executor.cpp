@@ -33,6 +33,13 @@ int32_t power_of_two(int32_t count, int32_t limit) {
   return std::min(static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(count))), limit);
 }
 
+// Powers of two, and from 128 on eighths between them: cuBLASLt multiplies all rows that a graph is for.
+int32_t rows_of_graph(int32_t count, int32_t limit) {
+  if (count <= 128) return power_of_two(count, limit);
+  const auto step = static_cast<int32_t>(std::bit_floor(static_cast<uint32_t>(count - 1)) / 8);
+  return std::min((count + step - 1) / step * step, limit);
+}
+
 unsigned blocks(const ExtentSpec& extent, int64_t rows, int64_t tokens, int64_t sequences) {
   using Of = ExtentSpec::Of;
   const int64_t count = extent.of == Of::rows ? rows : extent.of == Of::tokens ? tokens : extent.of == Of::sequences ? sequences : 0;
@@ -61,6 +68,8 @@ GpuExecutor::GpuExecutor(const Plan& plan, const std::vector<std::shared_ptr<con
     if (zeroed->size()) gpu_.check(gpu_.api().fill(zeroed->at(), 0, zeroed->size(), gpu_.stream()), "zeros");
   upload(weights);
   for (const StepSpec& spec : plan.steps) steps_.push_back(resolve(spec, plan));
+  if (std::any_of(steps_.begin(), steps_.end(), [](const Step& step) { return std::any_of(step.launches.begin(), step.launches.end(), is_matmul); }))
+    matmuls_ = std::make_unique<Matmuls>(gpu_, is_emulated_);
   std::sort(lengths_.begin(), lengths_.end());
   for (size_t i = 0; i <= steps_.size(); ++i) events_.push_back(make_event(gpu_));
   gpu_.synchronize();
@@ -101,7 +110,7 @@ GpuExecutor::Step GpuExecutor::resolve(const StepSpec& spec, const Plan& plan) {
   step.call.counters = reinterpret_cast<uint32_t*>(counters_.data());
   step.call.counts_logit_rows = spec.logit_rows;
   for (const LaunchSpec& launch : spec.launches) {
-    step.launches.push_back({function(spec, launch), launch});
+    step.launches.push_back({launch.matmul ? nullptr : function(spec, launch), launch});
     if (std::find(lengths_.begin(), lengths_.end(), launch.min_new_tokens) == lengths_.end()) lengths_.push_back(launch.min_new_tokens);
   }
   return step;
@@ -195,8 +204,8 @@ GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {
   int32_t longest = 1;
   for (int32_t s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
   const auto above = std::upper_bound(lengths_.begin(), lengths_.end(), longest);
-  return {.tokens = power_of_two(batch.num_tokens, limits_.max_batch_tokens),
-          .logit_rows = batch.num_logit_rows ? power_of_two(batch.num_logit_rows, limits_.max_logit_rows) : 0,
+  return {.tokens = rows_of_graph(batch.num_tokens, limits_.max_batch_tokens),
+          .logit_rows = batch.num_logit_rows ? rows_of_graph(batch.num_logit_rows, limits_.max_logit_rows) : 0,
           .sequences = power_of_two(batch.num_seqs, limits_.max_sequences),
           .longest = above == lengths_.begin() ? 1 : *std::prev(above)};
 }
@@ -210,6 +219,7 @@ CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
     graphs_.erase(uses_.back());
     uses_.pop_back();
   }
+  rehearse(bucket);
   Owned<CuGraphExec> exec = capture(gpu_, [&] {
     for (const Step& step : steps_) launch(step, bucket);
   });
@@ -217,21 +227,37 @@ CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
   return graphs_.emplace(bucket, Graph{std::move(exec), uses_.begin()}).first->second.exec.get();
 }
 
+// cuBLASLt loads a kernel when it first launches it, and that is not for captures. What is multiplied here is of no use.
+void GpuExecutor::rehearse(const Bucket& bucket) const {
+  for (const Step& step : steps_)
+    for (const Launch& each : step.launches)
+      if (each.spec.matmul && takes_part(each.spec, rows_of(step, bucket), bucket)) matmuls_->enqueue(*each.spec.matmul, step.call, rows_of(step, bucket), step.name);
+}
+
+int32_t GpuExecutor::rows_of(const Step& step, const Bucket& bucket) { return step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens; }
+
+bool GpuExecutor::takes_part(const LaunchSpec& spec, int32_t rows, const Bucket& bucket) {
+  return rows >= spec.min_rows && rows <= spec.max_rows.value_or(rows) && bucket.sequences >= spec.min_sequences &&
+         bucket.sequences <= spec.max_sequences.value_or(bucket.sequences) && bucket.longest >= spec.min_new_tokens;
+}
+
 void GpuExecutor::launch(const Step& step, const Bucket& bucket) const {
-  const int32_t rows = step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens;
+  const int32_t rows = rows_of(step, bucket);
   if (rows == 0) return;  // a chunk of a prompt wants no logits: nothing behind the gather has work
   bool launched = false;
   for (const auto& [function, spec] : step.launches) {
-    const bool fits = rows >= spec.min_rows && rows <= spec.max_rows.value_or(rows) && bucket.sequences >= spec.min_sequences &&
-                      bucket.sequences <= spec.max_sequences.value_or(bucket.sequences) && bucket.longest >= spec.min_new_tokens;
-    if (!fits) continue;
+    if (!takes_part(spec, rows, bucket)) continue;
+    launched = true;
+    if (spec.matmul) {
+      matmuls_->enqueue(*spec.matmul, step.call, rows, step.name);
+      continue;
+    }
     const auto extent = [&](int axis) { return blocks(spec.grid[axis], rows, bucket.tokens, bucket.sequences); };
     void* arguments[] = {const_cast<cuda::Call*>(&step.call)};
     CuLaunchAttribute early{.id = cuda_begins_early, .value = 1, .rest = {}};
     const CuLaunchConfig config{extent(0), extent(1), extent(2), static_cast<unsigned>(spec.threads), 1, 1,
                                 static_cast<unsigned>(spec.shared_bytes), gpu_.stream(), &early, begins_early_ ? 1u : 0u};
     gpu_.check(gpu_.api().launch(&config, function, arguments, nullptr), step.name + " (" + spec.function + ")");
-    launched = true;
   }
   if (!launched) throw std::runtime_error("GPU: no launch of " + step.name + " is for " + std::to_string(rows) + " rows: the engine is damaged");
 }

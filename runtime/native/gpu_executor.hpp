@@ -1,14 +1,16 @@
 // Replays a plan on a GPU, or on an emulated one: a CUDA graph for each bucket of steps.
 //
-// A graph is captured for numbers of tokens, wanted logit rows and sequences, powers of two or the limits, when a step first needs it; the
+// A graph is captured for numbers of tokens, wanted logit rows and sequences, few different ones, when a step first needs it; the
 // step's real numbers, and all it is about, lie in one piece of device memory that is copied before the graph is launched. Launches
 // that only steps with longer sequences need are in graphs of their own. The graphs used longest ago are let go.
 #pragma once
 #include <list>
 #include <map>
+#include <memory>
 
 #include "executor.hpp"
 #include "gpu.hpp"
+#include "matmuls.hpp"
 #include "slipway/cuda/call.hpp"
 
 namespace slipway {
@@ -31,7 +33,7 @@ class GpuExecutor final : public Executor {
 
  private:
   struct Launch {
-    CuFunction function;
+    CuFunction function;  // null: cuBLASLt's
     LaunchSpec spec;
   };
   struct Step {
@@ -39,6 +41,7 @@ class GpuExecutor final : public Executor {
     cuda::Call call;
     std::vector<Launch> launches;
   };
+  static bool is_matmul(const Launch& launch) { return launch.spec.matmul.has_value(); }
   // Of a step, as graphs tell steps apart. longest: at least so many new tokens has some sequence.
   struct Bucket {
     int32_t tokens, logit_rows, sequences, longest;
@@ -64,6 +67,9 @@ class GpuExecutor final : public Executor {
   void bring(int32_t row) const;
   Bucket bucket_of(const Batch& batch) const;
   CuGraphExec graph(const Bucket& bucket);
+  void rehearse(const Bucket& bucket) const;
+  static int32_t rows_of(const Step& step, const Bucket& bucket);
+  static bool takes_part(const LaunchSpec& spec, int32_t rows, const Bucket& bucket);
   void launch(const Step& step, const Bucket& bucket) const;
   void run_timed(const Bucket& bucket);
   void run_blocking(const Bucket& bucket) const;
@@ -78,6 +84,7 @@ class GpuExecutor final : public Executor {
   PinnedBytes results_;        // logits, of the batch begun last
   UnderWay under_way_[2];      // batches take turns
   uint64_t begun_ = 0, finished_ = 0;
+  std::unique_ptr<Matmuls> matmuls_;  // if there are any
   std::map<std::string, Owned<CuModule>> modules_;
   std::vector<int32_t> lengths_;  // that launches ask for, of the longest sequence's new tokens
   std::vector<Step> steps_;

@@ -24,6 +24,17 @@ struct ExtentSpec {
   bool each_sequence;
 };
 
+// results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]^T; W is the step's first weight. Sums are float32.
+struct MatmulSpec {
+  enum class Number { bf16, f32, e4m3 };
+  struct ScratchRows {
+    int64_t offset, row_bytes;
+  };
+  int64_t outputs, inputs, weight_columns;  // of a row of W
+  Number factors, results;
+  std::optional<ScratchRows> source, destination;  // none: the step's first input, its first output
+};
+
 struct LaunchSpec {
   std::string function;
   int32_t threads;
@@ -34,6 +45,7 @@ struct LaunchSpec {
   int32_t min_new_tokens;
   int32_t min_sequences;
   std::optional<int32_t> max_sequences;
+  std::optional<MatmulSpec> matmul;  // cuBLASLt's, instead of a function
 };
 
 struct StepSpec {

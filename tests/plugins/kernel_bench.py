@@ -46,7 +46,7 @@ def compile_images(kernels: Iterable[Kernel], target: Target) -> dict[str, str]:
     for number, kernel in enumerate({kernel.symbol: kernel for kernel in kernels}.values()):
         path = folder / f"{number}.cubin"
         path.write_bytes(compile_cubin(kernel.source, target.gpu).image)
-        images |= {launch.function: str(path) for launch in kernel.launches}
+        images |= {launch.function: str(path) for launch in kernel.launches if not launch.matmul}
     return images
 
 
@@ -94,6 +94,9 @@ class Bench:
     def launch(self, kernel: Kernel, call: Call, counts: Mapping[str, int], longest: int) -> None:
         """The launches of a graph for counts["rows"], into the stream or the capture under way."""
         for launch in launches_for(kernel, counts, longest):
+            if launch.matmul:
+                self.native.matmul(launch.matmul, bytes(call), counts["rows"])
+                continue
             grid = tuple(extent.at(counts) for extent in launch.grid)
             if all(grid):
                 self.native.launch(self._function(launch), grid, launch.threads, launch.shared_bytes, bytes(call))

@@ -26,6 +26,7 @@ class Case:
     dtype: torch.dtype = F32
     activation: str | None = None
     biased: bool = False
+    target: object = TARGET
 
     def __str__(self):
         return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased))))
@@ -51,9 +52,9 @@ class Case:
         op = torch.ops.slipway.gated_linear.default if self.activation else torch.ops.aten.linear.default
         node = call_node(op, self.x.float(), *args, storage=self.dtype)
         node.args[0].meta["storage"] = self.source
-        node.meta["weight_format"] = self.fmt
-        assert PLUGIN.supports(node, TARGET) is None
-        return PLUGIN.lower(node, TARGET)
+        node.meta.update(weight_format=self.fmt, fp8_activations=True)
+        assert PLUGIN.supports(node, self.target) is None
+        return PLUGIN.lower(node, self.target)
 
     @functools.cached_property
     def packed(self):

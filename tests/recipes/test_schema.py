@@ -19,6 +19,7 @@ precision:
 limits:
   max_sequence_length: 128
 """
+ON_GPU = GOOD.replace("cpu", "sm90").replace("int4", "fp8").replace("group_size: 64", "activations: fp8")
 
 
 @pytest.fixture
@@ -78,6 +79,16 @@ def test_recipes_are_frozen(write):
         (GOOD.replace("cpu", "sm90") + "runtime: {deterministic: true}\n",
          "r.yaml:10: runtime.deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has; expected false for a GPU"
          "\nhint: deterministic: false"),
+        (GOOD.replace("limits", "  activations: fp8\nlimits"),
+         "r.yaml:8: precision.activations: fp8 activations have kernels for GPUs alone; expected bf16 for target: cpu\nhint: activations: bf16"),
+        (GOOD.replace("cpu", "sm90").replace("limits", "  activations: fp8\nlimits"),
+         "r.yaml:8: precision.activations: fp8 activations are for fp8 weights; expected bf16 with int4 weights\nhint: activations: bf16"),
+        (ON_GPU.replace("sm90", "sm80"),
+         "r.yaml:7: precision.activations: sm80 does not multiply fp8; expected bf16, or a target from sm89 on\nhint: activations: bf16"),
+        (ON_GPU + "gpu: {cublas: never}\n",
+         "r.yaml:7: precision.activations: fp8 activations are multiplied by cuBLASLt, and gpu.cublas is never; expected bf16\nhint: gpu.cublas: auto"),
+        (ON_GPU + "gpu: {cublas: 16}\n", "r.yaml:10: gpu.cublas: 16; expected auto, never, or rows from 17 to 65536"),
+        (GOOD + "gpu: {cublas: never}\n", "r.yaml:10: gpu: choices for a GPU, and target is cpu\nhint: leave gpu out"),
         (GOOD.replace("limits", "  kv_cache: fp8\nlimits"),
          "r.yaml:8: precision.kv_cache: fp8 keys and values have kernels for GPUs alone; expected bf16 or int8 for target: cpu\nhint: kv_cache: int8"),
         (GOOD.replace("cpu", "sm90") + "cpu: {isa: avx2}\n", "r.yaml:10: cpu: choices for a CPU, and target is sm90\nhint: leave cpu out"),

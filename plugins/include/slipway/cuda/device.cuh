@@ -39,6 +39,18 @@ inline Words<4> load_eight(const float* from) {
   return result;
 }
 
+// Eight neighbours, to 16-byte aligned memory.
+inline void store_eight(bf16* to, const float (&x)[8]) {
+  check_alignment(to, 16);
+  *reinterpret_cast<Words<4>*>(to) = {{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])}};
+}
+inline void store_eight(float* to, const float (&x)[8]) {
+  check_alignment(to, 16);
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    reinterpret_cast<Words<4>*>(to)[i] = {{as_bits(x[4 * i]), as_bits(x[4 * i + 1]), as_bits(x[4 * i + 2]), as_bits(x[4 * i + 3])}};
+}
+
 inline constexpr float log2_e = 1.4426950408889634f;
 
 inline int lane() { return static_cast<int>(threadIdx.x) % 32; }  // of a block of one dimension

@@ -1,0 +1,164 @@
+"""Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
+
+bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
+multiply those twice as fast as bf16. Where more is to be done than the multiplication, a row's record in the scratch holds its codes and scale and
+what it is multiplied to.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from dataclasses import dataclass
+
+import torch
+
+from slipway.compiler.cards import CARDS, NODE_S, Card, cards_for
+from slipway.compiler.target import Target
+from slipway.plugins.linear import pack_cuda
+from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, ScratchRows
+from slipway.quantization.formats import BF16, FP8, WeightFormat
+
+QUANTIZE_THREADS, FINISH_THREADS, FINISH_OUTPUTS = 256, 256, 8  # around_matmul.cuh; outputs of a thread
+RECORD_ALIGNMENT = 256  # bytes
+LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
+MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
+MEASURED = pathlib.Path(__file__).with_name("crossovers.json")  # as `make gpu` finds them: {target: {"N x K format": rows}}
+
+# Shares of a card's rate in bf16, guesses until they are measured: of mma.sync in our kernels, and of cuBLASLt.
+OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.45, "sm100": 0.25, "sm120": 0.6}
+CUBLAS_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class CublasLinear:
+    """A linear that cuBLASLt takes from `rows` rows on. source, dtype: of its activations and outputs."""
+
+    outputs: int
+    inputs: int
+    fmt: WeightFormat
+    gated: bool
+    biased: bool
+    source: torch.dtype
+    dtype: torch.dtype
+    fp8_activations: bool
+    target: Target
+
+    @property
+    def possible(self) -> bool:
+        if self.target.cublas == 0 or self.inputs % 8 or self.outputs % 8:
+            return False
+        return (self.fmt == BF16 and self.source == torch.bfloat16) or (self.fmt == FP8 and self.fp8_activations and self.target.kind in MULTIPLIES_FP8)
+
+    @property
+    def rows(self) -> int | None:
+        """From so many on it is cuBLASLt's; None: never."""
+        if not self.possible:
+            return None
+        return self.target.cublas or _measured().get(self.target.kind, {}).get(self.name) or self.expected_rows
+
+    @property
+    def name(self) -> str:
+        """In the measured table."""
+        return f"{'gated ' * self.gated}{self.outputs} x {self.inputs} {self.fmt}"
+
+    @property
+    def expected_rows(self) -> int | None:
+        """The first power of two for which cuBLASLt should take less time than our kernel, by more than a launch: so much may be wrong."""
+        rows = LEAST_ROWS
+        while rows <= MOST_ROWS:
+            if self.seconds(rows) + NODE_S < self.own_seconds(rows):
+                return rows
+            rows *= 2
+        return None
+
+    def own_seconds(self, rows: int) -> float:
+        """What our kernel should take."""
+        return self._card.seconds(self._weight_bytes, self._flops(rows) / OWN_SHARES[self.target.kind], 1)
+
+    def seconds(self, rows: int) -> float:
+        """What cuBLASLt should take, and the launches around it."""
+        card, rate = self._card, CUBLAS_SHARE * (2 if self.fmt == FP8 else 1)
+        around = rows * (self.record_bytes * 2 + self.outputs * self.dtype.itemsize) / card.read_bytes_per_s if self.finishes else 0
+        return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.quantizes + self.finishes) + around
+
+    @property
+    def quantizes(self) -> bool:
+        return self.fmt == FP8
+
+    @property
+    def finishes(self) -> bool:
+        """Whether anything is left to do with a row of sums."""
+        return self.quantizes or self.gated or self.biased
+
+    @property
+    def record_bytes(self) -> int:
+        """Of a row: codes, results, and their scale."""
+        return _up(self.results_at + self._packed_outputs * self.results_itemsize + 4, RECORD_ALIGNMENT) if self.finishes else 0
+
+    @property
+    def results_at(self) -> int:
+        return _up(self._packed_inputs, RECORD_ALIGNMENT) if self.quantizes else 0
+
+    @property
+    def results_itemsize(self) -> int:
+        """Sums of what becomes bf16 are bf16."""
+        return self.dtype.itemsize if self.finishes and not self.gated else torch.bfloat16.itemsize
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """What launch.cuda.j2 asks for."""
+        return {
+            "record": f"{self.record_bytes}, {self.results_at}",
+            "Result": "bf16" if self.results_itemsize == 2 else "float",
+            "quantizes": self.quantizes,
+            "finishes": self.finishes,
+        }
+
+    def launches(self, symbol: str) -> list[Launch]:
+        rows = self.rows
+        codes = ScratchRows(0, self.record_bytes) if self.quantizes else None
+        results = ScratchRows(self.results_at, self.record_bytes) if self.finishes else None
+        matmul = Matmul(
+            outputs=self._packed_outputs if self.finishes else self.outputs,
+            inputs=self._packed_inputs if self.quantizes else self.inputs,
+            weight_columns=self._packed_inputs,
+            factors="e4m3" if self.quantizes else "bf16",
+            results=("bf16" if self.results_itemsize == 2 else "f32") if self.finishes else {torch.bfloat16: "bf16", torch.float32: "f32"}[self.dtype],
+            source=codes,
+            destination=results,
+        )
+        each_row, columns = Extent("rows"), Extent(fixed=-(-self.outputs // (FINISH_THREADS * FINISH_OUTPUTS)))
+        before = [Launch(f"{symbol}_quantize", QUANTIZE_THREADS, (each_row, ONE, ONE), 4 * QUANTIZE_THREADS // 32, min_rows=rows)]
+        after = [Launch(f"{symbol}_finish", FINISH_THREADS, (each_row, columns, ONE), min_rows=rows)]
+        return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after * self.finishes]
+
+    @property
+    def _card(self) -> Card:
+        """That the target is first built for; sm86 has none in the table and is taken as an A100."""
+        return next(iter(cards_for(self.target.kind)), CARDS["a100"])
+
+    @property
+    def _packed_outputs(self) -> int:
+        return pack_cuda.num_tiles(self.outputs, self.gated) * pack_cuda.TILE
+
+    @property
+    def _packed_inputs(self) -> int:
+        return pack_cuda.num_chunks(self.inputs) * pack_cuda.CHUNK
+
+    @property
+    def _weight_bytes(self) -> int:
+        return pack_cuda.Tiles(self.fmt).packed_bytes(self.outputs, self.inputs, self.gated)
+
+    def _flops(self, rows: int) -> int:
+        return 2 * rows * self._packed_outputs * self.inputs
+
+
+@functools.cache
+def _measured() -> dict[str, dict[str, int]]:
+    return json.loads(MEASURED.read_text())
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

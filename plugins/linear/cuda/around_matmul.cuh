@@ -1,0 +1,89 @@
+// What a linear does before and after cuBLASLt's multiplication. Mirrors plugins/linear/by_cublas.py.
+//
+// Each row has a record in the scratch: the codes of its activations, if those are multiplied in e4m3, what it was multiplied to
+// (outputs in the order of the packed weights), and behind that the scale of the codes.
+#pragma once
+#include "linear/cuda/problem.cuh"
+
+namespace slipway::cuda::linear {
+
+inline constexpr int quantize_threads = 256, finish_threads = 256, finish_outputs = 8;  // of a thread
+
+template <class P, class Result_, int64_t bytes, int64_t results_at> struct Record {
+  using Result = Result_;
+  std::byte* begin;
+
+  Record(const Call& call, int row) : begin(call.scratch + row * bytes) {}
+  Result* results() const { return reinterpret_cast<Result*>(begin + results_at); }
+  float& scale() const { return *reinterpret_cast<float*>(results() + P::tiles * tile_rows); }
+};
+
+struct QuantizeShared {
+  float largest[quantize_threads / 32];
+};
+
+// Blocks along x have a row each. Codes lie as those of the weights do: [chunks][q][half][8], of every four the bytes 2 0 3 1.
+template <class P, class R> inline void quantize_inputs(const Call& call) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= call.rows()) return;
+  const auto* x = call.inputs[0].row<const typename P::In>(row);
+  const auto each_eight = [&](auto body) {
+    for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += quantize_threads) {
+      const Words<4> eight = load_inputs<P>(x, 8 * i);
+      float values[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) values[j] = as_float(j % 2 ? eight.words[j / 2] & 0xffff0000u : eight.words[j / 2] << 16);
+      body(i, values);
+    }
+  };
+  const auto larger = [](float a, float b) { return b > a || b != b ? b : a; };  // NaN is the largest: the scale says it
+  float largest = 0;
+  each_eight([&](int, const float (&values)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) largest = larger(largest, fabsf(values[j]));
+  });
+  auto& s = shared<QuantizeShared>();
+  largest = warp_reduce(largest, larger);
+  if (lane() == 0) s.largest[threadIdx.x / 32] = largest;
+  __syncthreads();
+  largest = s.largest[0];
+#pragma unroll
+  for (int warp = 1; warp < quantize_threads / 32; ++warp) largest = larger(largest, s.largest[warp]);
+
+  const R record(call, row);
+  if (threadIdx.x == 0) record.scale() = largest / Fp8Code::largest;
+  const float inverse = largest > 0 ? min(Fp8Code::largest / largest, 3.402823466e38f) : 0;
+  each_eight([&](int i, const float (&values)[8]) {
+    Words<2> codes{};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) codes.words[j / 4] |= Fp8Code::encode(values[j] * inverse) << 8 * byte_of(j % 4);
+    const int chunk = i / 8, half = i % 8 / 4, q = i % 4;
+    *reinterpret_cast<Words<2>*>(record.begin + chunk * chunk_columns + q * 16 + half * 8) = codes;
+  });
+}
+
+// Blocks along x have a row each, along y some of its outputs.
+template <class P, class R, bool scaled> inline void finish_outputs_of_row(const Call& call) {
+  const int row = static_cast<int>(blockIdx.x), first = (static_cast<int>(blockIdx.y) * finish_threads + static_cast<int>(threadIdx.x)) * finish_outputs;
+  if (row >= call.rows() || first >= P::outputs) return;
+  const R record(call, row);
+  const float scale = scaled ? record.scale() : 1;
+  const auto load = [&](int tile, int from, float (&values)[finish_outputs]) {
+    const auto* results = record.results() + tile * tile_rows + from;
+#pragma unroll
+    for (int i = 0; i < finish_outputs; ++i) values[i] = finished<P>(call, scale * to_float(results[i]), tile, from + i);
+  };
+  constexpr int pairs = P::gated ? 2 : 1;
+  const int tile = first / tile_rows * pairs, from = first % tile_rows;
+  float values[finish_outputs];
+  load(tile, from, values);
+  if constexpr (P::gated) {
+    float up[finish_outputs];
+    load(tile + 1, from, up);
+#pragma unroll
+    for (int i = 0; i < finish_outputs; ++i) values[i] = typename P::Activation()(values[i]) * up[i];
+  }
+  store_eight(call.outputs[0].row<typename P::Out>(row) + first, values);
+}
+
+}  // namespace slipway::cuda::linear

@@ -1,0 +1,170 @@
+// cuBLASLt of a GPU that is not there: descriptors are kept as they are set, and what the library asks of them is asked here too.
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "cublaslt_api.hpp"
+#include "emulated_cuda.hpp"
+
+namespace slipway {
+namespace {
+
+struct Desc {
+  int compute_type, scale_type;
+  int32_t transposes[2] = {cublas_op_n, cublas_op_n};  // of A, of B
+};
+
+struct Layout {
+  int type;
+  uint64_t rows, columns;
+  int64_t leading;
+};
+
+struct Preference {
+  uint64_t workspace_bytes = 0;
+  uint32_t alignments[4] = {256, 256, 256, 256};
+};
+
+size_t bytes_of(int type) { return type == cuda_r_32f ? 4 : type == cuda_r_16bf ? 2 : 1; }
+
+float e4m3(uint8_t code) {
+  const int exponent = code >> 3 & 15, fraction = code & 7;
+  const float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(static_cast<float>(fraction), -9);
+  return (code & 0x7f) == 0x7f ? std::numeric_limits<float>::quiet_NaN() : code & 0x80 ? -size : size;
+}
+
+float load(const std::byte* at, int type) {
+  if (type == cuda_r_8f_e4m3) return e4m3(static_cast<uint8_t>(*at));
+  if (type == cuda_r_32f) {
+    float value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, at, sizeof bits);
+  return std::bit_cast<float>(uint32_t{bits} << 16);
+}
+
+void store(std::byte* at, int type, float value) {
+  if (type == cuda_r_32f) {
+    std::memcpy(at, &value, sizeof value);
+    return;
+  }
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto rounded = static_cast<uint16_t>(std::isnan(value) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  std::memcpy(at, &rounded, sizeof rounded);
+}
+
+// As floats, each row of the product's sums in one piece: of A^T its rows, of B its columns.
+std::vector<float> floats(const std::byte* from, const Layout& layout) {
+  std::vector<float> result(layout.rows * layout.columns);
+  for (uint64_t c = 0; c < layout.columns; ++c)
+    for (uint64_t r = 0; r < layout.rows; ++r)
+      result[c * layout.rows + r] = load(from + (c * static_cast<uint64_t>(layout.leading) + r) * bytes_of(layout.type), layout.type);
+  return result;
+}
+
+// What is asked of matrices that the runtime multiplies: of fp8 also that all lengths are multiples of sixteen bytes.
+bool fits(const Desc& desc, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
+  const auto holds = [](const Layout& l) { return l.leading >= static_cast<int64_t>(l.rows) && l.rows && l.columns; };
+  const bool shapes = a.rows == b.rows && a.columns == d.rows && b.columns == d.columns && c.rows == d.rows && c.columns == d.columns && c.type == d.type;
+  const bool factors = a.type == b.type && (a.type == cuda_r_16bf || a.type == cuda_r_8f_e4m3) && (d.type == cuda_r_16bf || d.type == cuda_r_32f);
+  const bool is_fp8 = a.type == cuda_r_8f_e4m3;
+  const bool aligned = !is_fp8 || (a.rows % 16 == 0 && d.rows % 16 == 0 && a.leading % 16 == 0 && b.leading % 16 == 0);
+  return desc.compute_type == cublas_compute_32f && desc.scale_type == cuda_r_32f && desc.transposes[0] == cublas_op_t && desc.transposes[1] == cublas_op_n &&
+         holds(a) && holds(b) && holds(c) && holds(d) && shapes && factors && aligned;
+}
+
+template <class T> T& as(void* handle) { return *static_cast<T*>(handle); }
+
+template <class T> CublasStatus set(T& to, const void* value, size_t bytes) {
+  if (bytes != sizeof to) return cublas_invalid_value;
+  std::memcpy(&to, value, bytes);
+  return cublas_success;
+}
+
+CuResult multiply(const Layout& a, const Layout& b, const Layout& d, const std::byte* weights, const std::byte* factors, float alpha, std::byte* results) {
+  const std::vector<float> w = floats(weights, a), x = floats(factors, b);
+  for (uint64_t row = 0; row < d.columns; ++row)
+    for (uint64_t output = 0; output < d.rows; ++output) {
+      constexpr int lanes = 16;
+      float sums[lanes] = {};
+      const float *left = &w[output * a.rows], *right = &x[row * a.rows];
+      for (uint64_t k = 0; k < a.rows; ++k) sums[k % lanes] += left[k] * right[k];
+      float sum = 0;
+      for (const float part : sums) sum += part;
+      store(results + (row * static_cast<uint64_t>(d.leading) + output) * bytes_of(d.type), d.type, alpha * sum);
+    }
+  return cuda_success;
+}
+
+CublasLtApi make() {
+  CublasLtApi api{};
+  api.create = [](CublasLtHandle* handle) {
+    static int one;
+    return *handle = &one, cublas_success;
+  };
+  api.destroy = [](CublasLtHandle) { return cublas_success; };
+  api.create_desc = [](CublasLtDesc* desc, int compute_type, int scale_type) { return *desc = new Desc{compute_type, scale_type}, cublas_success; };
+  api.destroy_desc = [](CublasLtDesc desc) { return delete &as<Desc>(desc), cublas_success; };
+  api.set_desc = [](CublasLtDesc desc, int attribute, const void* value, size_t bytes) {
+    if (attribute != cublaslt_desc_transa && attribute != cublaslt_desc_transb) return cublas_invalid_value;
+    return set(as<Desc>(desc).transposes[attribute - cublaslt_desc_transa], value, bytes);
+  };
+  api.create_layout = [](CublasLtLayout* layout, int type, uint64_t rows, uint64_t columns, int64_t leading) {
+    return *layout = new Layout{type, rows, columns, leading}, cublas_success;
+  };
+  api.destroy_layout = [](CublasLtLayout layout) { return delete &as<Layout>(layout), cublas_success; };
+  api.create_preference = [](CublasLtPreference* preference) { return *preference = new Preference, cublas_success; };
+  api.destroy_preference = [](CublasLtPreference preference) { return delete &as<Preference>(preference), cublas_success; };
+  api.set_preference = [](CublasLtPreference preference, int attribute, const void* value, size_t bytes) {
+    auto& own = as<Preference>(preference);
+    if (attribute == cublaslt_pref_max_workspace_bytes) return set(own.workspace_bytes, value, bytes);
+    if (attribute < cublaslt_pref_alignment_a || attribute > cublaslt_pref_alignment_d) return cublas_invalid_value;
+    return set(own.alignments[attribute - cublaslt_pref_alignment_a], value, bytes);
+  };
+  // The algorithm keeps what it may take for granted: how pointers are aligned, and how much room it has.
+  api.find_algorithms = [](CublasLtHandle, CublasLtDesc desc, CublasLtLayout a, CublasLtLayout b, CublasLtLayout c, CublasLtLayout d, CublasLtPreference preference,
+                           int wanted, CublasLtHeuristic* results, int* found) {
+    *found = 0;
+    if (wanted < 1) return cublas_invalid_value;
+    if (!fits(as<Desc>(desc), as<Layout>(a), as<Layout>(b), as<Layout>(c), as<Layout>(d))) return cublas_not_supported;
+    const auto& preferred = as<Preference>(preference);
+    results[0] = {.algo = {}, .workspace_bytes = preferred.workspace_bytes, .state = cublas_success, .waves = 1, .reserved = {}};
+    for (int i = 0; i < 4; ++i) results[0].algo.data[i] = preferred.alignments[i];
+    results[0].algo.data[4] = preferred.workspace_bytes;
+    return *found = 1, cublas_success;
+  };
+  api.matmul = [](CublasLtHandle, CublasLtDesc desc, const void* alpha, const void* a, CublasLtLayout a_layout, const void* b, CublasLtLayout b_layout, const void* beta,
+                  const void* c, CublasLtLayout c_layout, void* d, CublasLtLayout d_layout, const CublasLtAlgo* algo, void* workspace, size_t workspace_bytes,
+                  CuStream stream) {
+    const Layout left = as<Layout>(a_layout), right = as<Layout>(b_layout), results = as<Layout>(d_layout);
+    if (!fits(as<Desc>(desc), left, right, as<Layout>(c_layout), results)) return cublas_not_supported;
+    float factor, addend;
+    std::memcpy(&factor, alpha, sizeof factor);
+    std::memcpy(&addend, beta, sizeof addend);
+    const void* pointers[] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i)
+      if (!algo || !pointers[i] || reinterpret_cast<uintptr_t>(pointers[i]) % algo->data[i]) return cublas_invalid_value;
+    if (addend != 0 || workspace_bytes < algo->data[4] || (workspace_bytes && !workspace)) return cublas_invalid_value;
+    const auto work = [=] {
+      std::memset(workspace, 0xff, workspace_bytes);
+      return multiply(left, right, results, static_cast<const std::byte*>(a), static_cast<const std::byte*>(b), factor, static_cast<std::byte*>(d));
+    };
+    return emulated_enqueue(stream, work) == cuda_success ? cublas_success : cublas_invalid_value;
+  };
+  return api;
+}
+
+}  // namespace
+
+const CublasLtApi& emulated_cublaslt() {
+  static const CublasLtApi api = make();
+  return api;
+}
+
+}  // namespace slipway

@@ -1,0 +1,78 @@
+#include "matmuls.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+namespace slipway {
+namespace {
+
+constexpr uint64_t workspace_bytes = 32 << 20, emulated_workspace_bytes = 4096;
+constexpr uint32_t most_alignment = 256;
+
+int type_of(MatmulSpec::Number number) {
+  return number == MatmulSpec::Number::bf16 ? cuda_r_16bf : number == MatmulSpec::Number::f32 ? cuda_r_32f : cuda_r_8f_e4m3;
+}
+int64_t bytes_of(MatmulSpec::Number number) { return number == MatmulSpec::Number::bf16 ? 2 : number == MatmulSpec::Number::f32 ? 4 : 1; }
+
+uint32_t alignment_of(const void* at) {
+  const auto address = reinterpret_cast<uintptr_t>(at);
+  return static_cast<uint32_t>(std::min<uintptr_t>(most_alignment, address & ~(address - 1)));
+}
+
+// Throws std::runtime_error.
+void check(CublasStatus status, const std::string& what) {
+  if (status != cublas_success) throw std::runtime_error("GPU: " + what + ": cuBLASLt says status " + std::to_string(status));
+}
+
+}  // namespace
+
+Matmuls::Matmuls(const Gpu& gpu, bool emulated)
+    : gpu_(gpu),
+      api_(emulated ? emulated_cublaslt() : cublaslt_library()),
+      workspace_(gpu, emulated ? emulated_workspace_bytes : workspace_bytes, "cuBLASLt") {
+  check(api_.create(&handle_), "its start");
+}
+
+Matmuls::~Matmuls() { api_.destroy(handle_); }
+
+// cuBLASLt's matrices lie column after column: rows of ours are its columns, and W is transposed.
+void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t rows, const std::string& name) const {
+  const auto operand = [&](const std::optional<MatmulSpec::ScratchRows>& in_scratch, const Operand& given) {
+    return in_scratch ? Operand{call.scratch + in_scratch->offset, in_scratch->row_bytes} : given;
+  };
+  const Operand factors = operand(spec.source, call.inputs[0]), results = operand(spec.destination, call.outputs[0]);
+  const auto created = [&](auto create, auto destroy, auto... arguments) {
+    void* handle = nullptr;
+    check(create(&handle, arguments...), name);
+    return Owned<void*>(handle, destroy);
+  };
+  const auto layout = [&](MatmulSpec::Number number, int64_t length, int64_t count, int64_t leading) {
+    return created(api_.create_layout, api_.destroy_layout, type_of(number), static_cast<uint64_t>(length), static_cast<uint64_t>(count), leading);
+  };
+  const auto a = layout(spec.factors, spec.inputs, spec.outputs, spec.weight_columns);
+  const auto b = layout(spec.factors, spec.inputs, rows, factors.row_bytes / bytes_of(spec.factors));
+  const auto d = layout(spec.results, spec.outputs, rows, results.row_bytes / bytes_of(spec.results));
+  const auto desc = created(api_.create_desc, api_.destroy_desc, cublas_compute_32f, cuda_r_32f);
+  const int32_t transposed = cublas_op_t;
+  check(api_.set_desc(desc.get(), cublaslt_desc_transa, &transposed, sizeof transposed), name);
+
+  const auto preference = created(api_.create_preference, api_.destroy_preference);
+  const uint64_t room = workspace_.size();
+  check(api_.set_preference(preference.get(), cublaslt_pref_max_workspace_bytes, &room, sizeof room), name);
+  const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, call.weights[0]}, {cublaslt_pref_alignment_b, factors.data},
+                                                  {cublaslt_pref_alignment_c, results.data}, {cublaslt_pref_alignment_d, results.data}};
+  for (const auto& [attribute, pointer] : pointers) {
+    const uint32_t alignment = alignment_of(pointer);
+    check(api_.set_preference(preference.get(), attribute, &alignment, sizeof alignment), name);
+  }
+  CublasLtHeuristic best{};
+  int found = 0;
+  check(api_.find_algorithms(handle_, desc.get(), a.get(), b.get(), d.get(), d.get(), preference.get(), 1, &best, &found), name);
+  if (!found) throw std::runtime_error("GPU: " + name + ": cuBLASLt has no algorithm for " + std::to_string(rows) + " rows");
+  const float one = 1, zero = 0;
+  check(api_.matmul(handle_, desc.get(), &one, call.weights[0], a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(), &best.algo,
+                    workspace_.data(), workspace_.size(), gpu_.stream()), name);
+}
+
+}  // namespace slipway

@@ -1,0 +1,125 @@
+"""Linears of many rows by cuBLASLt: the kernels around it in emulation, and the calls of the library, on a GPU or emulated with what it asks for."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from emulated_gpu import ON_GPU, TARGET, compile_emulated
+from kernel_bench import Bench
+from kernel_harness import Batch, Operand
+from nodes import BF16 as BF16_STORAGE
+from nodes import F32
+from test_cuda_linear import Case
+
+from slipway.compiler.target import GPUS, Target
+from slipway.plugins.gated_activation.plugin import ACTIVATIONS
+from slipway.plugins.linear import by_cublas
+from slipway.plugins.linear.by_cublas import CublasLinear
+from slipway.quantization import floats
+from slipway.quantization.formats import BF16, FORMATS, FP8, round_trip
+
+pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
+ALWAYS = dataclasses.replace(TARGET, cublas=17)
+CASES = [
+    Case(BF16, 72, 456, target=ALWAYS),
+    Case(BF16, 72, 456, dtype=BF16_STORAGE, target=ALWAYS),
+    Case(BF16, 40, 640, activation="silu", dtype=BF16_STORAGE, target=ALWAYS),
+    Case(BF16, 80, 64, biased=True, target=ALWAYS),
+    Case(FP8, 72, 456, target=ALWAYS),
+    Case(FP8, 2088, 128, dtype=BF16_STORAGE, target=ALWAYS),  # more outputs than a block finishes
+    Case(FP8, 40, 640, activation="gelu", dtype=BF16_STORAGE, target=ALWAYS),
+    Case(FP8, 24, 256, source=F32, biased=True, target=ALWAYS),
+]
+
+
+def in_e4m3(x):
+    """What a row of activations is multiplied as."""
+    largest = x.abs().amax(1, keepdim=True)
+    return floats.e4m3_values(floats.e4m3_bits(x * (x.new_tensor(448) / largest))) * (largest / 448)
+
+
+def meaning(case, rows):
+    x = case.x[:rows].bfloat16().float()
+    x = in_e4m3(x) if case.fmt == FP8 else x
+    y = [x.double() @ round_trip(w, case.fmt).double().T for w in case.weights]
+    y[0] += 0 if case.bias is None else case.bias
+    return ACTIVATIONS[case.activation](y[0]) * y[1] if case.activation else y[0]
+
+
+def run(case, rows, captured_rows):
+    images = compile_emulated([case.kernel])
+    bench = Bench(images) if ON_GPU else Bench({launch.function: images._name for launch in case.kernel.launches}, 1)
+    x, size = torch.full((captured_rows, case.inputs), torch.nan, dtype=case.source), case.dtype.itemsize
+    x[:rows] = case.x[:rows]
+    out = bench.filled(captured_rows * case.outputs * size)
+    call = bench.call(
+        case.kernel, bench.batch(Batch(num_tokens=rows)), [Operand(bench.put(x.view(torch.uint8).numpy()), case.inputs * x.itemsize)],
+        [Operand(out, case.outputs * size)], [bench.put(w) for w in case.packed], captured_rows,
+    )  # fmt: skip
+    bench.launch(case.kernel, call, {"rows": captured_rows, "tokens": captured_rows, "sequences": 1}, 1)
+    bench.native.synchronize()
+    return torch.frombuffer(bytearray(bench.native.read(out, rows * case.outputs * size)), dtype=case.dtype).view(rows, case.outputs)
+
+
+@pytest.mark.parametrize("rows, captured_rows", [(17, 17), (19, 32), (70, 72)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_meaning(case, rows, captured_rows):
+    assert [launch.matmul is not None for launch in case.kernel.launches if launch.takes_part(captured_rows)].count(True) == 1
+    want = meaning(case, rows)
+    rtol = 2**-7 if case.dtype == BF16_STORAGE or case.activation else 2e-4
+    torch.testing.assert_close(run(case, rows, captured_rows).double(), want, rtol=rtol, atol=rtol * float(want.abs().mean()))
+
+
+def test_a_row_of_zeros_and_one_of_nan():
+    case = dataclasses.replace(CASES[4])
+    case.x[3], case.x[5, 100] = 0, torch.nan
+    out = run(case, 17, 17)
+    assert (out[3] == 0).all() and out[5].isnan().all() and not out[[0, 1, 2, 4, *range(6, 17)]].isnan().any()
+
+
+def test_fewer_rows_are_our_own_kernels():
+    launches = CASES[0].kernel.launches
+    assert [launch.matmul for launch in launches if launch.takes_part(16)] == [None]
+    assert all(launch.max_rows is not None and launch.max_rows <= 16 for launch in launches if not launch.matmul)
+
+
+LLAMA = {"o": (4096, 4096, False), "gate|up": (14336, 4096, True), "down": (4096, 14336, False)}
+
+
+def linear(kind, name, fmt, **changes):
+    outputs, inputs, gated = LLAMA[name]
+    dtype = BF16_STORAGE if gated else F32
+    return CublasLinear(**dict(outputs=outputs, inputs=inputs, fmt=fmt, gated=gated, biased=False, source=BF16_STORAGE, dtype=dtype, fp8_activations=True, target=Target(kind)) | changes)
+
+
+@pytest.mark.parametrize("kind", GPUS)
+def test_where_it_takes_over(kind):
+    """Where arithmetic limits our kernel; formats that tensor cores do not multiply are never cuBLASLt's."""
+    for name in LLAMA:
+        for fmt in FORMATS:
+            found = linear(kind, name, fmt)
+            if fmt == BF16 or (fmt == FP8 and kind not in ("sm80", "sm86")):
+                assert 64 <= found.rows <= 512 and found.seconds(2 * found.rows) < found.own_seconds(2 * found.rows)
+            else:
+                assert found.rows is None
+
+
+def test_what_it_does_not_take():
+    assert linear("sm90", "o", BF16, source=F32).rows is None
+    assert linear("sm90", "o", FP8, source=F32).rows
+    assert linear("sm90", "o", FP8, fp8_activations=False).rows is None
+    assert linear("sm90", "o", BF16, inputs=100).rows is None
+    assert linear("sm90", "o", BF16, target=Target("sm90", cublas=0)).rows is None
+    assert linear("sm90", "o", BF16, target=Target("sm90", cublas=33)).rows == 33
+    assert linear("sm90", "o", BF16, outputs=64, inputs=64).rows is None  # another kernel to launch is not worth it
+
+
+def test_a_measured_table_goes_before_what_is_expected(tmp_path, monkeypatch):
+    path = tmp_path / "crossovers.json"
+    path.write_text(json.dumps({"sm90": {"gated 14336 x 4096 fp8": 48}}))
+    monkeypatch.setattr(by_cublas, "MEASURED", path)
+    by_cublas._measured.cache_clear()
+    assert linear("sm90", "gate|up", FP8).rows == 48 and linear("sm90", "gate|up", BF16).rows != 48
+    monkeypatch.undo()
+    by_cublas._measured.cache_clear()
