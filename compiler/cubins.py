@@ -17,14 +17,18 @@ from slipway.plugins.plugin import Kernel
 OPTIONS = ("--std=c++20", "--device-as-default-execution-space", "--ptxas-options=-v", f"-I{PLUGINS / 'include'}", f"-I{PLUGINS}")
 STABLE_OPTIONS = " ".join(OPTIONS[:3])  # without paths
 RESOURCES = re.compile(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S)
+SERIALIZED = re.compile(r"wgmma\.mma_async instructions are serialized due to [^']*'(\w+)'")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one function, as ptxas tells them. spilled_bytes: stored to local memory and loaded from it, a thread."""
+    """Of one function, as ptxas tells them. spilled_bytes: stored to local memory and loaded from it, a thread. serialized: products of
+    warpgroups that were to overlap do not.
+    """
 
     registers: int
     spilled_bytes: int
+    serialized: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def compile_cubin(source: str, gpu: Gpu) -> Cubin:
         image = _read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    functions = {name: Resources(int(registers), int(stored) + int(loaded)) for name, stored, loaded, registers in RESOURCES.findall(log)}
+    serialized = SERIALIZED.findall(log)
+    functions = {name: Resources(int(registers), int(stored) + int(loaded), name in serialized) for name, stored, loaded, registers in RESOURCES.findall(log)}
     return Cubin(image, functions)
 
 

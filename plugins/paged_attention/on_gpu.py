@@ -12,6 +12,8 @@ from slipway.quantization.formats import KV_BF16, KV_FP8, KV_INT8, KvFormat
 TILE_ROWS = 16  # query rows of a warp
 PREPARE_THREADS = PREFILL_THREADS = DECODE_THREADS = 128
 WARPS, STAGES = 4, 2
+GROUP_THREADS, GROUP_ROWS, GROUP_STAGES, GROUP_STAGE_BLOCKS = 384, 128, 4, 2  # warpgroup_prefill.cuh
+BARRIER_BYTES = 8
 MOST_SPLITS = 32
 BLOCKS_A_MULTIPROCESSOR = 2  # wanted of decode, so that enough bytes are under way
 CACHES = {KV_BF16: "bf16", KV_INT8: "Int8Code", KV_FP8: "Fp8Code"}  # the format's class in C++
@@ -36,7 +38,12 @@ class GpuAttention:
     @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        return {"queries_at": self.shared_scratch, "Cache": CACHES[self.kv]}
+        return {"queries_at": self.shared_scratch, "Cache": CACHES[self.kv], "warpgroups": self.warpgroups}
+
+    @property
+    def warpgroups(self) -> bool:
+        """Whether prompts are multiplied by warpgroups: in bf16, by a GPU that has them, of heads whose sums registers hold."""
+        return self.target.kind == "sm90" and self.kv == KV_BF16 and self.arguments.head_dim in (64, 96, 128)
 
     @property
     def block_bytes(self) -> int:
@@ -65,9 +72,12 @@ class GpuAttention:
         heads = a.num_heads + 2 * a.num_kv_heads
         prepare = Launch(f"{symbol}_prepare", PREPARE_THREADS, (Extent("tokens"), Extent(fixed=-(-heads // WARPS)), ONE), 4 * WARPS * a.head_dim)
         group = a.num_heads // a.num_kv_heads
-        tiles = Extent("tokens", times=group, per=WARPS * TILE_ROWS, each_sequence=True)  # the last tile of a sequence may be a part
-        prefill = Launch(f"{symbol}_prefill", PREFILL_THREADS, (tiles, Extent(fixed=a.num_kv_heads), ONE), STAGES * self._head_bytes,
-                         min_new_tokens=TILE_ROWS // group + 1)  # fmt: skip
+        rows, threads, shared_bytes = WARPS * TILE_ROWS, PREFILL_THREADS, STAGES * self._head_bytes
+        if self.warpgroups:
+            rows, threads = GROUP_ROWS, GROUP_THREADS
+            shared_bytes = _up(GROUP_STAGES * (GROUP_STAGE_BLOCKS * self._head_bytes + 2 * BARRIER_BYTES), 1024)
+        tiles = Extent("tokens", times=group, per=rows, each_sequence=True)  # the last tile of a sequence may be a part
+        prefill = Launch(f"{symbol}_prefill", threads, (tiles, Extent(fixed=a.num_kv_heads), ONE), shared_bytes, min_new_tokens=TILE_ROWS // group + 1)
         return (prepare, *self._decodes(symbol), prefill)
 
     def _decodes(self, symbol: str) -> list[Launch]:
@@ -88,7 +98,7 @@ class GpuAttention:
 
     @property
     def _key_columns(self) -> int:
-        return _up(self.arguments.head_dim, 512 // self.kv.bits)
+        return _up(self.arguments.head_dim, 64 if self.warpgroups else 512 // self.kv.bits)
 
     @property
     def _head_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""No CUDA kernel spills registers, on any GPU target, and every launch is within what its GPU gives a block."""
+"""No CUDA kernel spills registers or waits where it should not, on any GPU target, and every launch is within what its GPU gives a block."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ def test_nothing_spills(kind):
     found = kernel_resources.resources(kind)
     assert len(found) > 50
     assert {name: r.spilled_bytes for name, r in found.items() if r.spilled_bytes} == {}
+    assert [name for name, r in found.items() if r.serialized] == []
     assert all(16 <= r.registers <= 255 for r in found.values())
 
 

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import SEEDS, TARGET, compile_emulated
+from emulated_gpu import ON_GPU, SEEDS, TARGET, compile_emulated
 from nodes import BF16, F32
 from paged import Sequences, Shape, new_blocks, new_cache
 
@@ -24,6 +24,8 @@ SHAPES = {
     "odd_heads": Shape(num_heads=6, num_kv_heads=1, head_dim=40),
     "many_heads": Shape(num_heads=32, num_kv_heads=2, head_dim=16),
     "wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128),
+    "wide_by_warps": Shape(num_heads=4, num_kv_heads=2, head_dim=128, rotary_dim=128, window=70),
+    "partly_filled": Shape(num_heads=4, num_kv_heads=2, head_dim=96, rotary_dim=96),
     "widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256),
     "int8": Shape(rotary_dim=32, norm=True, kv=KV_INT8),
     "fp8": Shape(rotary_dim=32, window=40, kv=KV_FP8),
@@ -31,12 +33,14 @@ SHAPES = {
     "fp8_wide": Shape(num_heads=2, num_kv_heads=1, head_dim=128, rotary_dim=128, kv=KV_FP8),
     "fp8_widest": Shape(num_heads=2, num_kv_heads=2, head_dim=256, kv=KV_FP8),
 }
+OTHER_TARGETS = {"wide_by_warps": Target("sm80")}  # whose prompts warps multiply by themselves
 LENGTHS = [1, 33, 300, 130]
 
 
 @functools.cache
 def lowered(storage=F32):
-    kernels = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(TARGET, storage) for name, shape in SHAPES.items()}
+    targets = {name: TARGET if ON_GPU else OTHER_TARGETS.get(name, TARGET) for name in SHAPES}
+    kernels = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(targets[name], storage) for name, shape in SHAPES.items()}
     # the rotary table of a kernel's weights has as many positions as its sequences: shapes alone tell kernels apart
     return kernels, compile_emulated(kernels.values())
 
@@ -74,6 +78,29 @@ def test_chunks_beside_decodes_and_drafts(name):
 @pytest.mark.parametrize("name", ["wide", "fp8_sinks"])
 def test_any_number_of_splits_gives_the_same(name, captured_sequences):
     check(name, [[(2, 0, 299)], [(2, 299, 300)]], 2, captured_sequences)
+
+
+@pytest.mark.parametrize("name", ["wide", "wide_by_warps"])
+def test_what_blocks_held_before_does_not_matter(name):
+    """Other sequences' tokens, and NaN: in blocks that are filled again, token by token and by prompts."""
+    kernels, library = lowered()
+    outs = []
+    for fill in (0x00, 0xFF):
+        sequences = Sequences(SHAPES[name], [75, 40], 5)
+        blocks = new_blocks(sequences, kernels[name], fill)
+        steps = [sequences.step(parts) for parts in ([(0, 0, 50), (1, 0, 33)], [(0, 50, 51)], [(0, 51, 75), (1, 33, 34)], [(1, 34, 40)])]
+        outs.append(torch.cat([step.run_emulated(kernels[name], library, blocks, 5) for step in steps]))
+    assert torch.equal(*outs) and outs[0].isfinite().all()
+
+
+def test_a_prompt_longer_than_its_stages():
+    """Each stage's place is taken again and again."""
+    kernels, library = lowered()
+    sequences = Sequences(SHAPES["wide"], [700], 6)
+    cache, blocks = new_cache(sequences), new_blocks(sequences, kernels["wide"], fill=0xFF)
+    for parts in ([(0, 0, 500)], [(0, 500, 697)]):
+        step = sequences.step(parts)
+        torch.testing.assert_close(step.run_emulated(kernels["wide"], library, blocks, 6), step.meaning(cache), rtol=2e-2, atol=2e-2)
 
 
 def test_many_sequences_of_which_few_prefill():

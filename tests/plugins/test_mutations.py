@@ -18,6 +18,7 @@ from paged import Sequences, Shape, new_blocks, new_cache
 from test_cuda_draw_tokens import OPTIONS, drawn, kernel_of, params_of, random_logits, sampled
 from test_cuda_linear import Case
 
+from slipway.compiler.target import Target
 from slipway.plugins.rms_norm import plugin as rms_norm
 from slipway.quantization.formats import BF16
 
@@ -41,6 +42,10 @@ MUTATIONS = [
     *occurrences("paged_attention/cuda/prefill.cuh", r"__syncthreads\(\);"),
     *occurrences("paged_attention/cuda/prefill.cuh", r"wait_for_copies<.*?>\(\);"),
     *occurrences("paged_attention/cuda/prepare.cuh", r"__syncwarp\(\);"),
+    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"\bwait\(.*?\)(?=;\n)"),
+    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"wait_for_products<.*?>\(.*?\);"),
+    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"if \(lane\(\) == 0\) arrive\(.*?\);"),
+    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"__syncthreads\(\);"),
     *occurrences("draw_tokens/kernel.cuh", r"__syncthreads\(\);"),
     *occurrences("draw_tokens/kernel.cuh", r"__syncthreads_or"),
 ]
@@ -89,11 +94,12 @@ def subjects():
     norm = call_node(torch.ops.slipway.rms_norm.default, torch.zeros(2, 1024), torch.zeros(1024), 1e-6, False, storage=F32)
     norm_kernel = rms_norm.PLUGIN.lower(norm, GPU_TARGETS[0])
     draw_kernel = kernel_of(DRAW_VOCABULARY)
-    attention = [Sequences(shape, [700]).step([(0, 0, 1)]).lower(GPU_TARGETS[0]) for shape in SHAPES]
+    attention, by_warpgroups = ([Sequences(shape, [700]).step([(0, 0, 1)]).lower(Target(kind)) for shape in SHAPES] for kind in ("sm80", "sm90"))
     return {
         "rms_norm": ([norm_kernel], functools.partial(norm_is_right, norm_kernel)),
         "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE)),
         "paged_attention": (attention, functools.partial(attention_is_right, attention)),
+        "paged_attention by warpgroups": (by_warpgroups, functools.partial(attention_is_right, by_warpgroups)),
         "draw_tokens": ([draw_kernel], functools.partial(draws_are_right, draw_kernel)),
     }
 
@@ -107,7 +113,7 @@ def mutated(kernels, header, pattern, number, folder, replacement=""):
     return compile_emulated(kernels, "-I", str(headers), "-I", str(headers / "include"))
 
 
-@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention", "draw_tokens"])
+@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention", "paged_attention by warpgroups", "draw_tokens"])
 def test_as_they_are_kernels_are_right(plugin):
     kernels, is_right = subjects()[plugin]
     library = compile_emulated(kernels)
@@ -137,7 +143,7 @@ def parameters():
 
 @pytest.mark.parametrize("header, pattern, number", parameters())
 def test_what_is_dropped_is_found_out(header, pattern, number, tmp_path):
-    kernels, is_right = subjects()[header.partition("/")[0]]
+    kernels, is_right = subjects()[header.partition("/")[0] + " by warpgroups" * ("warpgroup" in header)]
     library = mutated(kernels, header, pattern, number, tmp_path)
 
     def found_out(seed):

@@ -12,18 +12,18 @@ template <class S> struct PrefillShared {
   alignas(16) std::byte heads[stages][Layout<S>::head_bytes];
 };
 
-// Sixty-four rows of one sequence. count: how many of them there are.
+// Some rows of one sequence. count: how many of them there are.
 struct RowTile {
   Sequence of;
   int first_row, count;
 };
 
 // The tile of a number, in the order of sequences; count is 0 beyond the last. Each warp looks by itself, at 32 sequences at a time.
-template <class S> inline RowTile row_tile(const Batch& batch, int number) {
+template <class S, int tile> inline RowTile row_tile(const Batch& batch, int number) {
   for (int first = 0; first < batch.num_seqs; first += 32) {
     const int seq = first + lane();
     const int rows = seq < batch.num_seqs ? (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) * Layout<S>::group : 0;
-    const int tiles = rows > tile_rows ? (rows + prefill_rows - 1) / prefill_rows : 0;
+    const int tiles = rows > tile_rows ? (rows + tile - 1) / tile : 0;
     int until = tiles;  // with those of the sequences before
 #pragma unroll
     for (int back = 1; back < 32; back *= 2) {
@@ -32,8 +32,8 @@ template <class S> inline RowTile row_tile(const Batch& batch, int number) {
     }
     if (const uint32_t beyond = __ballot_sync(~0u, number < until)) {
       const int found = __ffs(beyond) - 1, begin = __shfl_sync(~0u, until - tiles, found), of_rows = __shfl_sync(~0u, rows, found);
-      const int first_row = (number - begin) * prefill_rows;
-      return {sequence_of(batch, first + found), first_row, min(prefill_rows, of_rows - first_row)};
+      const int first_row = (number - begin) * tile;
+      return {sequence_of(batch, first + found), first_row, min(tile, of_rows - first_row)};
     }
     number -= __shfl_sync(~0u, until, 31);
   }
@@ -44,7 +44,7 @@ template <class S> inline RowTile row_tile(const Batch& batch, int number) {
 template <class S> inline void prefill(const Call& call) {
   constexpr int group = Layout<S>::group, pieces = Layout<S>::head_bytes / 16;
   const int kv_head = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
-  const RowTile tile = row_tile<S>(*call.batch, static_cast<int>(blockIdx.x));
+  const RowTile tile = row_tile<S, prefill_rows>(*call.batch, static_cast<int>(blockIdx.x));
   if (!tile.count) return;
   const Sequence& of = tile.of;
   const auto position = [&](int row) { return of.length - of.count + (tile.first_row + row) / group; };

@@ -56,24 +56,29 @@ template <class S, class Value> inline float write_scale(Value value, std::byte*
 }
 
 template <class S, class Value> inline void write_key(Value value, std::byte* head, int slot) {
-  std::byte* to = head + slot * Layout<S>::key_columns * Layout<S>::number_bytes;
   if constexpr (!Layout<S>::coded) {
-    auto* numbers = reinterpret_cast<bf16*>(to);
-    for (int i = lane(); i < Layout<S>::key_columns; i += 32) store(numbers + key_piece<S>(slot, i / 8) * 8 + i % 8, i < S::head_dim ? value(i) : 0);
+    for (int i = lane(); i < Layout<S>::key_columns; i += 32)
+      store(reinterpret_cast<bf16*>(head + key_at<S>(slot, i / 8)) + i % 8, i < S::head_dim ? value(i) : 0);
   } else {
     const float inverse = write_scale<S>(value, head, slot, false);
     for (int word = lane(); word < Layout<S>::key_columns / 4; word += 32) {
       uint32_t four = 0;
       for (int i = 0; i < 4; ++i) four |= S::Cache::encode(4 * word + i < S::head_dim ? value(4 * word + i) * inverse : 0) << 8 * byte_of(i);
-      reinterpret_cast<uint32_t*>(to)[key_piece<S>(slot, word / 4) * 4 + word % 4] = four;
+      *reinterpret_cast<uint32_t*>(head + key_at<S>(slot, word / 4) + word % 4 * 4) = four;
     }
   }
 }
 
-template <class S, class Value> inline void write_value(Value value, std::byte* head, int slot) {
+// is_last: of the sequence. For warpgroups its block holds zeros behind it: a weight of 0 does not take a NaN away.
+template <class S, class Value> inline void write_value(Value value, std::byte* head, int slot, bool is_last) {
   std::byte* to = head + Layout<S>::key_bytes;
+  const auto at = [&](int i, int of) { return reinterpret_cast<bf16*>(to + value_at<S>(i, of / 8)) + of % 8; };
   if constexpr (!Layout<S>::coded) {
-    for (int i = lane(); i < S::head_dim; i += 32) store(reinterpret_cast<bf16*>(to) + i * block_tokens + slot, value(i));
+    for (int i = lane(); i < S::head_dim; i += 32) {
+      store(at(i, slot), value(i));
+      if (S::warpgroups && is_last)
+        for (int behind = slot + 1; behind < block_tokens; ++behind) store(at(i, behind), 0.0f);
+    }
   } else {
     const float inverse = write_scale<S>(value, head, slot, true);
     const int in_piece = slot % 8 / 4 * 4 + byte_of(slot % 4);
@@ -110,7 +115,7 @@ template <class S> inline void prepare(const Call& call) {
   } else {
     const int kv_head = head - S::heads - S::kv_heads;
     load_vector<S, typename S::Value>(call.inputs[2], token, kv_head, vector);
-    write_value<S>([&](int i) { return vector[i]; }, head_of<S>(call, block, kv_head), slot);
+    write_value<S>([&](int i) { return vector[i]; }, head_of<S>(call, block, kv_head), slot, position == of.length - 1);
   }
 }
 

@@ -11,6 +11,9 @@
 // In eight bits, numbers are codes times a scale of their token and head, float32 [keys, values][32 tokens] behind the values. Sixteen bytes
 // are then two of those pieces: of keys 64 dimensions are filled up, and thread (g, q) has dimensions 64 c + 16 q + 0..15; of values,
 // dimensions 8 n + g of two n lie side by side, V[n / 2][g][q][n % 2][8 tokens].
+//
+// Where prompts are multiplied by warpgroups (S::warpgroups), keys and values in bf16 lie as those read them from shared memory: keys of 64
+// dimensions one block after the other, K[dimension / 64][token], dimensions filled up to whole 64, and pieces swapped as key_at and value_at say.
 #pragma once
 #include "slipway/cuda/bytes.cuh"
 
@@ -24,7 +27,7 @@ template <class S> struct Layout {
   static constexpr bool coded = !is_same<typename S::Cache, bf16>;   // S::Cache is bf16, or the code of eight bits
   static constexpr int number_bytes = coded ? 1 : 2;
   static constexpr int group = S::heads / S::kv_heads;               // query heads of a KV head
-  static constexpr int key_columns = up(S::head_dim, 64 / number_bytes);
+  static constexpr int key_columns = up(S::head_dim, S::warpgroups ? 64 : 64 / number_bytes);
   static constexpr int value_rows = coded ? up(S::head_dim, 16) : S::head_dim;
   static constexpr int key_bytes = block_tokens * key_columns * number_bytes, value_bytes = block_tokens * value_rows * number_bytes;  // of a KV head
   static constexpr int scale_bytes = coded ? 2 * block_tokens * 4 : 0;
@@ -32,10 +35,16 @@ template <class S> struct Layout {
   static constexpr int64_t block_bytes = int64_t{head_bytes} * S::kv_heads;
 };
 
-// Where piece i of a token's key lies: of two neighbouring tokens' keys, four pieces each are read at once from different banks.
-template <class S> inline int key_piece(int token, int i) {
-  return Layout<S>::key_columns * Layout<S>::number_bytes > 64 ? i ^ (token & 1) << 2 : i;
+// Where the 16-byte piece i of a token's key lies in its head. Of two neighbouring tokens' keys, four pieces each are read at once from
+// different banks; warpgroups have an order of their own.
+template <class S> inline int key_at(int token, int i) {
+  constexpr int row_bytes = Layout<S>::key_columns * Layout<S>::number_bytes;
+  if constexpr (S::warpgroups) return (i / 8 * block_tokens + token) * 128 + ((i ^ token) % 8) * 16;
+  return token * row_bytes + (row_bytes > 64 ? i ^ (token & 1) << 2 : i) * 16;
 }
+
+// Where, behind the keys, tokens 8 i .. 8 i + 7 of a dimension lie; in bf16.
+template <class S> inline int value_at(int dimension, int i) { return dimension * 64 + (S::warpgroups ? i ^ (dimension >> 1 & 3) : i) * 16; }
 
 // Of keys, or of values, of a head of a block: [32 tokens].
 template <class S> inline const float* scales_of(const std::byte* head, bool of_values) {

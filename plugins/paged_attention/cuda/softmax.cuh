@@ -91,9 +91,9 @@ template <class S> struct Rows {
   }
 
  private:
-  static Words<4> load_piece(const Words<4>* from) {
+  static Words<4> load_piece(const std::byte* from) {
     check_alignment(from, 16);
-    return *from;
+    return *reinterpret_cast<const Words<4>*>(from);
   }
 
   // Four neighbours as pairs of bf16: the m-th four of a piece, or of one of its halves.
@@ -118,13 +118,12 @@ template <class S> struct Rows {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int token = 8 * (g / 2) + 2 * j + g % 2;
-      const auto* key = reinterpret_cast<const Words<4>*>(keys + token * Layout<S>::key_columns * Layout<S>::number_bytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[j][i] = 0;
       Words<4> piece;
 #pragma unroll(holds_queries ? parts : coded ? 2 : 1)
       for (int c = 0; c < parts; ++c) {
-        if (!coded || c % 2 == 0) piece = load_piece(key + key_piece<S>(token, 4 * (coded ? c / 2 : c) + q));
+        if (!coded || c % 2 == 0) piece = load_piece(keys + key_at<S>(token, 4 * (coded ? c / 2 : c) + q));
         const Words<4> first = holds_queries ? held[0][c] : load_queries(0, c), second = holds_queries ? held[1][c] : load_queries(1, c);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
@@ -178,7 +177,7 @@ template <class S> struct Rows {
 #pragma unroll
     for (int n = 0; n < value_tiles; ++n) {
       if (!coded || n % 2 == 0) {
-        piece = load_piece(reinterpret_cast<const Words<4>*>(values) + (coded ? (n / 2 * 8 + g) * 4 + q : (8 * n + g) * 4 + q));
+        piece = load_piece(values + (coded ? ((n / 2 * 8 + g) * 4 + q) * 16 : value_at<S>(8 * n + g, q)));
         if (ends)
 #pragma unroll
           for (int i = 0; i < 4; ++i) piece.words[i] &= kept[i];

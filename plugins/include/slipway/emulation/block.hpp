@@ -58,6 +58,30 @@ struct AsyncCopy {
   uint64_t group;
 };
 
+// A matrix in shared memory, its rows one after the other.
+struct MatrixRows {
+  const std::byte* at;
+  int row_bytes;
+};
+
+// What a thread brings to a product of its warpgroup.
+struct Product {
+  float* d;
+  uint32_t a[4];
+  MatrixRows b;
+  int n;
+  bool add;
+  uint64_t group;
+};
+
+// Into shared memory, by nobody in particular.
+struct BulkCopy {
+  std::byte* to;
+  const std::byte* from;
+  uint32_t bytes;
+  void* barrier;
+};
+
 struct Thread {
   explicit Thread(std::byte* stack) : fiber(stack) {}
 
@@ -68,11 +92,14 @@ struct Thread {
   bool waited = false;            // for the kernel before
   std::vector<AsyncCopy> copies;  // issued and not yet made
   uint64_t copy_groups = 0;       // committed
+  std::vector<Product> products;  // likewise
+  uint64_t product_groups = 0;
 };
 
 struct Warp {
   Meeting meeting;
   int live = 0;
+  uint64_t products = 0;  // made
 };
 
 // Memory whose last byte, up to `alignment`, is followed by a page that may not be touched.
@@ -149,6 +176,12 @@ class Block {
   Index index() const { return index_; }
   std::byte* shared() const { return shared_; }
   Random& random() { return random_; }
+  std::vector<BulkCopy>& bulk_copies() { return bulk_copies_; }
+  Thread& thread(int rank) { return *threads_[static_cast<size_t>(rank)]; }
+  void note_progress() { ++progress_; }
+  template <class Condition> void wait_until(Condition is_so) {
+    while (!is_so()) yield();
+  }
   Warp& warp(const Thread& thread) { return warps_[static_cast<size_t>(thread.rank / warp_size)]; }
 
   // __syncthreads: of all threads of the block that have not ended. Whether any of them brought true.
@@ -227,7 +260,8 @@ class Block {
       for (size_t i = 0; i < count; ++i) threads_.push_back(std::make_unique<Thread>((*stacks_)[i]));
     }
     warps_.resize((count + warp_size - 1) / warp_size);
-    for (Warp& warp : warps_) warp.live = 0, warp.meeting.arrived = 0;
+    for (Warp& warp : warps_) warp.live = 0, warp.meeting.arrived = 0, warp.products = 0;
+    bulk_copies_.clear();
     for (size_t i = 0; i < count; ++i) {
       Thread& thread = *threads_[i];
       const auto rank = static_cast<uint32_t>(i);
@@ -236,7 +270,8 @@ class Block {
       thread.rank = static_cast<int>(i);
       thread.done = thread.waited = false;
       thread.copies.clear();
-      thread.copy_groups = 0;
+      thread.copy_groups = thread.product_groups = 0;
+      thread.products.clear();
       thread.fiber.begin(&Block::enter);
       ++warp(thread).live;
     }
@@ -277,11 +312,20 @@ class Block {
     block.body_(block.launch_->arguments);
     Thread& thread = *self();
     if (!thread.waited) block.fail("ends without a wait_for_previous()");
+    if (!thread.products.empty()) block.fail("ends before its products");
+    if (block.live_ == 1) block.check_end();
     thread.done = true;
     --block.warp(thread).live;
     ++block.progress_;
     if (--block.live_ && block.barrier_arrived_ == block.live_) block.open_barrier();
     thread.fiber.switch_to(block.scheduler_);
+  }
+
+  // The last thread ends.
+  void check_end() {
+    if (!bulk_copies_.empty()) fail("ends before a bulk copy into its shared memory");
+    for (size_t i = 0; i < warps_.size(); ++i)
+      if (const size_t first = i / 4 * 4; warps_[i].products != warps_[first].products && first + 3 < warps_.size()) fail("warps of a warpgroup do not multiply together");
   }
 
   void yield() { self()->fiber.switch_to(scheduler_); }
@@ -308,6 +352,7 @@ class Block {
   std::optional<Stacks> stacks_;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Warp> warps_;
+  std::vector<BulkCopy> bulk_copies_;  // issued and not yet made
   std::vector<int> lane_order_;  // those of each warp together
   Fiber scheduler_;
   GuardedBytes guarded_;
