@@ -26,8 +26,8 @@ LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
 MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
 MEASURED = pathlib.Path(__file__).with_name("crossovers.json")  # as `make gpu` finds them: {target: {"N x K format": rows}}
 
-# Shares of a card's rate in bf16, guesses until they are measured: of mma.sync in our kernels, and of cuBLASLt.
-OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.45, "sm100": 0.25, "sm120": 0.6}
+# Shares of a card's rate in bf16, guesses until they are measured: of our kernels (wgmma on sm90, mma.sync elsewhere), and of cuBLASLt.
+OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.6, "sm100": 0.25, "sm120": 0.6}
 CUBLAS_SHARE = 0.75
 
 

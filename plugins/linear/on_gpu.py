@@ -16,6 +16,8 @@ from slipway.quantization.formats import WeightFormat
 
 FEW_THREADS, FEW_WARPS, FEW_ROWS = 256, 8, (8, 16)  # few_rows.cuh
 MANY_THREADS, MANY_TILES, BLOCK_ROWS, STAGES = 128, 8, 64, 3  # many_rows.cuh
+GROUP_THREADS, GROUP_TILES, GROUP_ROWS, GROUP_STAGES = 384, 16, 128, 4  # warpgroup_rows.cuh
+BARRIER_BYTES = 8
 MOST_SPLITS = 8
 LEAST_CHUNKS = 4  # of a split of many_rows
 BLOCKS_A_MULTIPROCESSOR = 2  # wanted, so that enough bytes are under way
@@ -67,11 +69,16 @@ class GpuProblem:
         return max(1, min(MOST_SPLITS, wanted, pack_cuda.num_chunks(self.inputs) // LEAST_CHUNKS))
 
     @property
+    def warpgroups(self) -> bool:
+        """Whether they multiply many rows."""
+        return self.target.kind == "sm90"
+
+    @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
         cublas = self.cublas.constants if self.cublas else None
         return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits,
-                "own_many": self._own_rows > self._most_split_rows, "cublas": cublas}  # fmt: skip
+                "own_many": self._own_rows > self._most_split_rows, "warpgroups": self.warpgroups, "cublas": cublas}  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -93,9 +100,13 @@ class GpuProblem:
             launches.append(Launch(f"{symbol}_upto64", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1,
                                    max_rows=self._most_split_rows))  # fmt: skip
         if self._own_rows > self._most_split_rows:
-            grid = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE)
             most = self.cublas.rows - 1 if self.cublas else None
-            launches.append(Launch(f"{symbol}_many", MANY_THREADS, grid, self._many_shared_bytes, min_rows=self._most_split_rows + 1, max_rows=most))
+            grid, threads, shared_bytes = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE), MANY_THREADS, self._many_shared_bytes
+            if self.warpgroups:
+                blocks = -(-pack_cuda.num_tiles(self.outputs, self.gated) // GROUP_TILES)
+                grid, threads = (Extent("rows", per=GROUP_ROWS), Extent(fixed=blocks), ONE), GROUP_THREADS
+                shared_bytes = _up(GROUP_STAGES * (GROUP_ROWS * pack_cuda.CHUNK * 2 + 2 * BARRIER_BYTES), 1024)
+            launches.append(Launch(f"{symbol}_many", threads, grid, shared_bytes, min_rows=self._most_split_rows + 1, max_rows=most))
         return (*launches, *(self.cublas.launches(symbol) if self.cublas else ()))
 
     @property
@@ -144,3 +155,7 @@ class GpuProblem:
         traits = [str(self.fmt.group_size), str(self.fmt.zero_point).lower()] if self.fmt.name == "int4" else []
         name = "".join(word.capitalize() for word in self.fmt.name.split("_"))
         return f"{name}<{', '.join(['tiles', 'inputs', *traits])}>"
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

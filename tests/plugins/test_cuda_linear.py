@@ -5,15 +5,16 @@ import functools
 
 import pytest
 import torch
-from emulated_gpu import SEEDS, TARGET, compile_emulated, run_emulated
+from emulated_gpu import ON_GPU, SEEDS, TARGET, compile_emulated, run_emulated
 from nodes import BF16 as BF16_STORAGE
 from nodes import F32, call_node
 
+from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear.plugin import PLUGIN
 from slipway.quantization.formats import BF16, FORMATS, FP8_BLOCK, round_trip
 
-ROWS = (1, 7, 8, 9, 16, 17, 64, 70)  # around the limits of each kernel
+ROWS = (1, 7, 8, 9, 16, 17, 64, 70, 150)  # around the limits of each kernel
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 
 
@@ -29,7 +30,7 @@ class Case:
     target: object = TARGET
 
     def __str__(self):
-        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased))))
+        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased, "" if self.target == TARGET else self.target))))
 
     def random(self, seed, *shape):
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -70,6 +71,7 @@ class Case:
         return ACTIVATIONS[self.activation](y) * (x @ second[0].T) if second else y
 
 
+BY_WARPS = Target("sm80")  # whose many rows warps multiply by themselves
 CASES = [
     *(Case(fmt, 72, 456) for fmt in FORMATS),  # an odd number of tiles, a chunk in part
     *(Case(fmt, 40, 640, activation="silu", dtype=BF16_STORAGE) for fmt in FORMATS if not fmt.zero_point),
@@ -78,13 +80,16 @@ CASES = [
     Case(BF16, 48, 1024, source=F32, biased=True),
     Case(FORMATS[1], 264, 2048, biased=True),
     Case(BF16, 24, 320, activation="gelu"),
+    *(Case(fmt, 72, 456, target=BY_WARPS) for fmt in FORMATS if not ON_GPU),
+    Case(BF16, 40, 640, activation="silu", target=BY_WARPS if not ON_GPU else TARGET),
     Case(FP8_BLOCK, 200, 456, activation="silu"),  # of two blocks of outputs, the second in part
 ]
 
 
 @functools.cache
-def library():
-    return compile_emulated([case.kernel for case in CASES])
+def library(target):
+    """Of all cases of a target."""
+    return compile_emulated([case.kernel for case in CASES if case.target == target])
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -92,5 +97,18 @@ def library():
 def test_equals_meaning(case, rows):
     for seed in SEEDS[1:] if rows < 17 else SEEDS[-1:]:
         out = torch.full((rows, case.outputs), torch.nan, dtype=case.dtype)
-        run_emulated(library(), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
+        run_emulated(library(case.target), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
         torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=2 * torch.finfo(case.dtype).eps, atol=1e-5 * case.inputs**0.5)
+
+
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.group_size], ids=str)
+def test_groups_of_zeros_beside_others(fmt):
+    """Their multipliers may be zeros, which nothing is counted in."""
+    case = Case(fmt, 72, 456)
+    for begin, end in ((0, 128), (200, 330)):
+        case.weights[0][:, begin:end] = 0
+    case.weights[0][5], case.weights[0][:, 400:] = 0, case.weights[0][:, 400:] * 1e-4
+    for rows in (3, 40, 70):
+        out = torch.full((rows, case.outputs), torch.nan)
+        run_emulated(library(case.target), case.kernel, [case.x[:rows]], [out], case.packed, seed=1)
+        torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=1e-6, atol=1e-4)

@@ -32,20 +32,23 @@ def occurrences(header, pattern):
     return [(header, pattern, n) for n in range(len(re.findall(pattern, text)))]
 
 
+def of_warpgroups(header):
+    patterns = r"\bwait\(.*?\)(?=;\n)", r"wait_for_products<.*?>\(.*?\);", r"(if \(lane\(\) == 0\) )?\barrive\(.*?\);", r"__syncthreads\(\);"
+    return [each for pattern in patterns for each in occurrences(header, pattern)]
+
+
 MUTATIONS = [
     *occurrences("rms_norm/kernel.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/few_rows.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/few_rows.cuh", r"wait_for_previous\(\);"),
     *occurrences("linear/cuda/many_rows.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/many_rows.cuh", r"wait_for_copies<.*?>\(\);"),
+    *of_warpgroups("linear/cuda/warpgroup_rows.cuh"),
     *occurrences("paged_attention/cuda/decode.cuh", r"__syncthreads\(\);"),
     *occurrences("paged_attention/cuda/prefill.cuh", r"__syncthreads\(\);"),
     *occurrences("paged_attention/cuda/prefill.cuh", r"wait_for_copies<.*?>\(\);"),
     *occurrences("paged_attention/cuda/prepare.cuh", r"__syncwarp\(\);"),
-    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"\bwait\(.*?\)(?=;\n)"),
-    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"wait_for_products<.*?>\(.*?\);"),
-    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"if \(lane\(\) == 0\) arrive\(.*?\);"),
-    *occurrences("paged_attention/cuda/warpgroup_prefill.cuh", r"__syncthreads\(\);"),
+    *of_warpgroups("paged_attention/cuda/warpgroup_prefill.cuh"),
     *occurrences("draw_tokens/kernel.cuh", r"__syncthreads\(\);"),
     *occurrences("draw_tokens/kernel.cuh", r"__syncthreads_or"),
 ]
@@ -58,9 +61,9 @@ def norm_is_right(kernel, library, seed):
     return torch.allclose(out, rms_norm.rms_norm(x, weight, 1e-6, False), atol=1e-4)
 
 
-def linear_is_right(case, library, seed):
+def linear_is_right(case, all_rows, library, seed):
     right = []
-    for rows in (5, 40, 70):
+    for rows in all_rows:
         out = torch.full((rows, case.outputs), torch.nan)
         run_emulated(library, case.kernel, [case.x[:rows]], [out], case.packed, seed=seed, threads=1)
         right.append(torch.allclose(out.double(), case.meaning[:rows], atol=1e-2))
@@ -85,7 +88,8 @@ def draws_are_right(kernel, library, seed):
 
 
 SHAPES = [Shape(num_heads=2, num_kv_heads=1, head_dim=64, rotary_dim=64, interleaved=True, norm=norm) for norm in (False, True)]
-CASE = Case(BF16, 16, 2048)  # one tile: the blocks that share it are resident together
+CASE = Case(BF16, 16, 2048, target=Target("sm80"))  # one tile: the blocks that share it are resident together
+BY_WARPGROUPS = Case(BF16, 16, 640, target=Target("sm90"))
 
 
 @functools.cache
@@ -97,7 +101,8 @@ def subjects():
     attention, by_warpgroups = ([Sequences(shape, [700]).step([(0, 0, 1)]).lower(Target(kind)) for shape in SHAPES] for kind in ("sm80", "sm90"))
     return {
         "rms_norm": ([norm_kernel], functools.partial(norm_is_right, norm_kernel)),
-        "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE)),
+        "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE, (5, 40, 70))),
+        "linear by warpgroups": ([BY_WARPGROUPS.kernel], functools.partial(linear_is_right, BY_WARPGROUPS, (70, 140))),
         "paged_attention": (attention, functools.partial(attention_is_right, attention)),
         "paged_attention by warpgroups": (by_warpgroups, functools.partial(attention_is_right, by_warpgroups)),
         "draw_tokens": ([draw_kernel], functools.partial(draws_are_right, draw_kernel)),
@@ -113,7 +118,7 @@ def mutated(kernels, header, pattern, number, folder, replacement=""):
     return compile_emulated(kernels, "-I", str(headers), "-I", str(headers / "include"))
 
 
-@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "paged_attention", "paged_attention by warpgroups", "draw_tokens"])
+@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "linear by warpgroups", "paged_attention", "paged_attention by warpgroups", "draw_tokens"])
 def test_as_they_are_kernels_are_right(plugin):
     kernels, is_right = subjects()[plugin]
     library = compile_emulated(kernels)

@@ -1,0 +1,174 @@
+// Many rows from sm90a on: a block has 256 packed outputs and 128 rows. Two warpgroups have 128 of the outputs each, which they read and
+// decode by themselves, straight from global memory into the registers that wgmma multiplies from, one chunk ahead; a third brings the
+// activations of a chunk into shared memory, `stages` of them under way, in the order of columns that the weights have.
+#pragma once
+#include "linear/cuda/problem.cuh"
+#include "slipway/cuda/warpgroup.cuh"
+
+namespace slipway::cuda::linear::warpgroup {
+
+inline constexpr int consumers = 2, consumer_threads = 128 * consumers, producer_threads = 128, threads = consumer_threads + producer_threads;
+inline constexpr int consumer_registers = 208, producer_registers = 96;
+inline constexpr int block_rows = 128, stages = 4, row_bytes = 128;
+inline constexpr int pairs = 2, block_tiles = consumers * 4 * pairs;  // tiles of a warp, of a block
+
+struct Shared {
+  alignas(1024) std::byte x[stages][block_rows][row_bytes];
+  Barrier full[stages], empty[stages];
+};
+
+// Thread (g, q) of a warp brings inputs 32 h + 8 q + 0..7 of row g of eight. Their pairs v = 0..3 are columns 2q and 2q + 1 of the 16-byte
+// piece 4 h + v of the row: multiplication m of the chunk has pieces 2m and 2m + 1 (weights.cuh).
+template <class P> inline void produce(const Call& call, int first_row) {
+  constexpr int each = block_rows * 8 / producer_threads;
+  const int warp = (static_cast<int>(threadIdx.x) - consumer_threads) / 32, g = lane() / 4, q = lane() % 4, rows = call.rows();
+  const auto row_of = [&](int i) { return (i * 4 + warp) / 2 * 8 + g; };
+  const int half = warp % 2;
+  const auto* x = call.inputs[0].row<const typename P::In>(first_row + row_of(0));
+  const int apart = static_cast<int>(call.inputs[0].row_bytes / static_cast<int64_t>(sizeof *x)) * (row_of(1) - row_of(0));
+  auto& s = shared<Shared>();
+  Words<4> eights[each];
+  const auto load = [&](int chunk) {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int row = first_row + row_of(i);
+      eights[i] = row < rows ? load_inputs<P>(x + i * apart, chunk * chunk_columns + 32 * half + 8 * q) : Words<4>{{0, 0, 0, 0}};
+    }
+  };
+  load(0);
+#pragma unroll 1
+  for (int chunk = 0; chunk < P::chunks; ++chunk) {
+    const int slot = chunk % stages;
+    if (chunk >= stages) wait(s.empty[slot], (chunk / stages - 1) % 2);
+#pragma unroll
+    for (int i = 0; i < each; ++i)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int row = row_of(i);
+        *reinterpret_cast<uint32_t*>(s.x[slot][row] + ((4 * half + v) ^ row % 8) * 16 + 4 * q) = eights[i].words[v];
+      }
+    publish_to_products();
+    arrive(s.full[slot]);
+    if (chunk + 1 < P::chunks) load(chunk + 1);
+  }
+}
+
+// Sums of the outputs that a thread has rows of, g and g + 8 of each tile, counted in units that change with the inputs: scales of blocks,
+// multipliers of groups. Registers do not hold sums of a group beside those of all.
+template <class W> struct OutputUnits {
+  static constexpr bool of_groups = W::fold != 0, there = of_groups || Units<W, pairs>::there;
+  float units[pairs][2] = {{1, 1}, {1, 1}};
+
+  // From here on in those of `raw`, of an int4 group the `which`-th of the chunk.
+  void change(const typename W::Raw (&raw)[pairs], int which, float (&sums)[pairs][block_rows / 2]) {
+    if constexpr (there)
+#pragma unroll
+      for (int p = 0; p < pairs; ++p)
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+          const float found = unit(raw[p], which, second), now = found != 0 ? found : units[p][second];  // 0: of zeros alone
+          if (__ballot_sync(~0u, now != units[p][second])) scale(sums[p], second, divide_approximate(units[p][second], now));
+          units[p][second] = now;
+        }
+  }
+  void count(float (&sums)[pairs][block_rows / 2]) const {
+    if constexpr (there)
+#pragma unroll
+      for (int i = 0; i < pairs * 2; ++i) scale(sums[i / 2], i % 2, units[i / 2][i % 2]);
+  }
+
+ private:
+  static float unit(const typename W::Raw& raw, int which, int second) {
+    if constexpr (of_groups)
+      return W::fold_by(raw, which, second);
+    else
+      return W::unit(raw);
+  }
+  static void scale(float (&sums)[block_rows / 2], int second, float by) {
+#pragma unroll
+    for (int i = 0; i < block_rows / 2; ++i)
+      if (i / 2 % 2 == second) sums[i] *= by;
+  }
+};
+
+template <class P> inline void consume(const Call& call, int first_row) {
+  using W = typename P::Weights;
+  constexpr int portions = W::fold && W::fold < chunk_columns ? chunk_columns / W::fold : 1, each = 4 / portions;  // multiplications between two changes of units
+  const int warp = static_cast<int>(threadIdx.x) / 32, g = lane() / 4, q = lane() % 4, rows = call.rows();
+  const int first_tile = static_cast<int>(blockIdx.y) * block_tiles + warp * pairs;
+  const W weights(call.weights[0]);
+  auto& s = shared<Shared>();
+  const auto load = [&](int chunk, typename W::Raw (&raw)[pairs]) {
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) raw[p] = weights.load(min(first_tile + p, P::tiles - 1), chunk);
+  };
+
+  float sums[pairs][block_rows / 2];
+#pragma unroll
+  for (int i = 0; i < pairs * block_rows / 2; ++i) sums[i / (block_rows / 2)][i % (block_rows / 2)] = 0;
+  OutputUnits<W> units;
+  typename W::Raw raw[pairs], next[pairs];
+  load(0, raw);
+#pragma unroll 1
+  for (int chunk = 0; chunk < P::chunks; ++chunk) {
+    const int slot = chunk % stages;
+    if (chunk + 1 < P::chunks) load(chunk + 1, next);
+    wait(s.full[slot], chunk / stages % 2);
+#pragma unroll
+    for (int portion = 0; portion < portions; ++portion) {
+      units.change(raw, portion, sums);
+      uint32_t a[pairs][each][4];
+#pragma unroll
+      for (int i = 0; i < pairs * each; ++i) W::decode(raw[i / each], portion * each + i % each, a[i / each][i % each]);
+      begin_products();
+#pragma unroll
+      for (int i = 0; i < pairs * each; ++i)
+        multiply<block_rows>(sums[i % pairs], a[i % pairs][i / pairs], shared_matrix<row_bytes>(s.x[slot][0] + (portion * each + i / pairs) * 32), true);
+      commit_products();
+      wait_for_products<0>(sums);
+    }
+    if (lane() == 0) arrive(s.empty[slot]);
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) raw[p] = next[p];
+  }
+  units.count(sums);
+
+#pragma unroll
+  for (int i = 0; i < block_rows / 2; ++i) {
+    const int row = first_row + i / 4 * 8 + 2 * q + i % 2, in_tile = g + i / 2 % 2 * 8;
+    const auto write = [&](int tile, float value) {
+      const int output = tile * tile_rows + in_tile;
+      if (row < rows && output < P::outputs) store(call.outputs[0].row<typename P::Out>(row) + output, value);
+    };
+    if (first_tile >= P::tiles) continue;
+    if constexpr (P::gated) {
+      const float gate = finished<P>(call, sums[0][i], first_tile, in_tile);
+      write(first_tile / 2, typename P::Activation()(gate) * finished<P>(call, sums[1][i], first_tile + 1, in_tile));
+    } else {
+#pragma unroll
+      for (int p = 0; p < pairs; ++p)
+        if (first_tile + p < P::tiles) write(first_tile + p, finished<P>(call, sums[p][i], first_tile + p, in_tile));
+    }
+  }
+}
+
+// Blocks along x have other rows, along y other outputs.
+template <class P> inline void many_rows(const Call& call) {
+  const int first_row = static_cast<int>(blockIdx.x) * block_rows;
+  if (first_row >= call.rows()) return;
+  auto& s = shared<Shared>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) begin(s.full[i], producer_threads), begin(s.empty[i], consumer_threads / 32);
+    publish_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x < consumer_threads) {
+    take_registers<consumer_registers>();
+    consume<P>(call, first_row);
+  } else {
+    give_registers<producer_registers>();
+    produce<P>(call, first_row);
+  }
+}
+
+}  // namespace slipway::cuda::linear::warpgroup
