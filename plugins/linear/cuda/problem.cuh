@@ -20,9 +20,7 @@ template <template <int, int> class WeightsOf, int outputs_, int inputs_, class 
 
 // Eight activations from `column` on, zeros beyond the inputs.
 template <class P> inline Words<4> load_inputs(const typename P::In* row, int column) {
-  if constexpr (P::inputs % chunk_columns == 0) {
-    return load_eight(row + column);
-  } else if constexpr (P::inputs % 8 == 0) {
+  if constexpr (P::inputs % 8 == 0) {
     if (column < P::inputs) return load_eight(row + column);
     return {{0, 0, 0, 0}};
   } else {

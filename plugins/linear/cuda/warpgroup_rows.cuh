@@ -28,12 +28,14 @@ template <class P> inline void produce(const Call& call, int first_row) {
   const int apart = static_cast<int>(call.inputs[0].row_bytes / static_cast<int64_t>(sizeof *x)) * (row_of(1) - row_of(0));
   auto& s = shared<Shared>();
   Words<4> eights[each];
+  const auto load_one = [&](int i, int column) {
+    if (first_row + row_of(i) >= rows) return Words<4>{{0, 0, 0, 0}};
+    if constexpr (P::inputs % chunk_columns == 0) return load_eight(x + i * apart + column);  // registers have no room for more questions
+    return load_inputs<P>(x + i * apart, column);
+  };
   const auto load = [&](int chunk) {
 #pragma unroll
-    for (int i = 0; i < each; ++i) {
-      const int row = first_row + row_of(i);
-      eights[i] = row < rows ? load_inputs<P>(x + i * apart, chunk * chunk_columns + 32 * half + 8 * q) : Words<4>{{0, 0, 0, 0}};
-    }
+    for (int i = 0; i < each; ++i) eights[i] = load_one(i, chunk * chunk_columns + 32 * half + 8 * q);
   };
   load(0);
 #pragma unroll 1
