@@ -29,7 +29,8 @@ Every figure is the median of --rounds. The machine's limits (a GPU's: what a co
 and after each round of decoding: SHARE is the time that reading the step's bytes (weights and KV cache) once from memory would take at
 the mean of the two, over the time it took: more than 100 % where they fit the caches. Where other programs use the memory, more rounds
 make it surer. Tokens are random, greedy, and go on past the end-of-sequence token. Decoding counts from when the last prompt has been
-read. What is not given is less than its default where the engine holds less.
+read; of a step, prompts' steps among them, some time is idle: nothing is computed. What is not given is less than its default where the
+engine holds less.
 
 \b
 Examples:
@@ -43,12 +44,15 @@ REST_S = 5  # after the start, as a server has before its first request: memory 
 
 @dataclass(frozen=True)
 class Decoding:
-    """sequences at once; tokens_per_s over all of them; share: of what the read bandwidth allows."""
+    """sequences at once; tokens_per_s over all of them; share: of what the read bandwidth allows; overhead_s: of a step, prompts' too, in which
+    nothing is computed.
+    """
 
     sequences: int
     tokens_per_s: float
     ttft_s: float
     share: float
+    overhead_s: float
 
 
 @dataclass(frozen=True)
@@ -199,10 +203,10 @@ class _Run:
         for _ in range(self.rounds):
             rounds.append(asyncio.run(self._decode_together(sequences)))
             self.measured.append(self.limits())
-        rates, ttfts = zip(*rounds)
+        rates, ttfts, overheads = zip(*rounds)
         reads = [read_bytes_per_s for read_bytes_per_s, _ in self.measured[-self.rounds - 1 :]]
         share = read_share(bytes_of_step, [rate / sequences for rate in rates], reads)
-        return Decoding(sequences, statistics.median(rates), statistics.median(ttfts), share)
+        return Decoding(sequences, statistics.median(rates), statistics.median(ttfts), share, statistics.median(overheads))
 
     def prefill(self, tokens: int) -> Prefill:
         cold, warm = [], []
@@ -220,11 +224,13 @@ class _Run:
         self.engine.generate([prompt], _greedy(1))
         return time.perf_counter() - started
 
-    async def _decode_together(self, sequences: int) -> tuple[float, float]:
-        """Tokens a second over all sequences once all prompts are read, and the mean time to the first token."""
-        started = time.perf_counter()
+    async def _decode_together(self, sequences: int) -> tuple[float, float, float]:
+        """Tokens a second over all sequences once all prompts are read, the mean time to the first token, and a step's overhead."""
+        before, started = self.engine.metrics(), time.perf_counter()
         arrivals = await asyncio.gather(*(self._arrivals(self._tokens(self.prompt)) for _ in range(sequences)))
-        return decode_rate(arrivals), statistics.mean(times[0] for times in arrivals) - started
+        after, taken = self.engine.metrics(), max(times[-1] for times in arrivals) - started
+        steps, computed = (after[name] - before[name] for name in ("compute_seconds_count", "compute_seconds_sum"))
+        return decode_rate(arrivals), statistics.mean(times[0] for times in arrivals) - started, max(0.0, taken - computed) / steps
 
     async def _arrivals(self, prompt: list[int]) -> list[float]:
         """When each new token came."""
@@ -253,7 +259,10 @@ def _greedy(max_tokens: int):
 
 
 def as_text(result: Bench) -> str:
-    decoding = [[f"decode, {d.sequences} at once", tokens_text(d.tokens_per_s), f"first token {seconds_text(d.ttft_s)}", f"{d.share:.0%}"] for d in result.decoding]
+    decoding = [
+        [f"decode, {d.sequences} at once", tokens_text(d.tokens_per_s), f"first token {seconds_text(d.ttft_s)}, {seconds_text(d.overhead_s)} of a step idle", f"{d.share:.0%}"]
+        for d in result.decoding
+    ]
     reading = [
         [f"prompt of {p.tokens}", tokens_text(p.tokens_per_s), f"first token {seconds_text(p.cold_s)}, {seconds_text(p.warm_s)} with its prefix cached", ""]
         for p in result.prefill

@@ -183,6 +183,7 @@ std::vector<Event> Engine::finish(const InFlight& in_flight) {
   {
     const std::lock_guard lock(books_);
     metrics_.step.add(ended_s - std::max(in_flight.started_s, ended_s_));
+    metrics_.compute.add(executor_->computed_seconds());
   }
   ended_s_ = ended_s;
   return scheduler_.commit(std::exchange(sampled_, {}), ended_s);

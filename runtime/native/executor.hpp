@@ -46,6 +46,8 @@ class Executor {
   virtual std::byte* arena() const { return nullptr; }
   virtual size_t arena_bytes() const { return 0; }
 
+  virtual double computed_seconds() const { return 0; }  // that the batch finished last took to compute, on a GPU by its own clock
+
   virtual void time_steps(bool on) = 0;
   virtual const std::vector<double>& step_seconds() const = 0;  // of the last timed run
 };

@@ -124,13 +124,14 @@ CuFunction GpuExecutor::function(const StepSpec& step, const LaunchSpec& launch)
 
 GpuExecutor::UnderWay GpuExecutor::new_under_way(const Plan& plan) const {
   const int64_t token_bytes = plan.drawn ? plan.drawn->row_bytes : 1;
-  return {{gpu_, inputs_.size()}, {gpu_, static_cast<size_t>(plan.limits.max_logit_rows * token_bytes)}, make_event(gpu_)};
+  return {{gpu_, inputs_.size()}, {gpu_, static_cast<size_t>(plan.limits.max_logit_rows * token_bytes)}, make_event(gpu_), make_event(gpu_)};
 }
 
 std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
   if (begun_ - finished_ == 2) throw std::logic_error("a third step before the first was finished");
   gpu_.make_current();
   UnderWay& own = under_way(begun_++);
+  gpu_.check(gpu_.api().record_event(own.begun.get(), gpu_.stream()), "an event");
   send(batch, own.sent);
   const Bucket bucket = bucket_of(batch);
   if (timed_)
@@ -150,7 +151,11 @@ std::optional<std::string> GpuExecutor::begin(const Batch& batch) {
 
 void GpuExecutor::finish() {
   gpu_.make_current();
-  gpu_.check(gpu_.api().wait_event(under_way(finished_++).done.get()), is_emulated_ ? "a step" : "a step (with SLIPWAY_BLOCKING=1 it is named)");
+  const UnderWay& own = under_way(finished_++);
+  gpu_.check(gpu_.api().wait_event(own.done.get()), is_emulated_ ? "a step" : "a step (with SLIPWAY_BLOCKING=1 it is named)");
+  float milliseconds = 0;
+  gpu_.check(gpu_.api().milliseconds(&milliseconds, own.begun.get(), own.done.get()), "an event");
+  computed_seconds_ = milliseconds / 1e3;
 }
 
 void GpuExecutor::bring_logits(std::span<const int32_t> rows) {

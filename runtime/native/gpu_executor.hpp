@@ -24,6 +24,7 @@ class GpuExecutor final : public Executor {
   // Throws std::runtime_error where the GPU fails: it computes no more after that.
   std::optional<std::string> begin(const Batch& batch) override;
   void finish() override;
+  double computed_seconds() const override { return computed_seconds_; }
   float* logits(int32_t row) const override { return reinterpret_cast<float*>(results_.data() + row * logits_.row_bytes); }
   void bring_logits(std::span<const int32_t> rows) override;
   bool draws() const override { return drawn_.has_value(); }
@@ -55,7 +56,7 @@ class GpuExecutor final : public Executor {
   // What a batch under way occupies on the host.
   struct UnderWay {
     PinnedBytes sent, tokens;  // its numbers and arrays; tokens drawn
-    Owned<CuEvent> done;
+    Owned<CuEvent> begun, done;
   };
 
   UnderWay new_under_way(const Plan& plan) const;
@@ -91,6 +92,7 @@ class GpuExecutor final : public Executor {
   std::map<Bucket, Graph> graphs_;
   std::list<Bucket> uses_;  // of graphs, the last use first
   bool timed_ = false;
+  double computed_seconds_ = 0;
   std::vector<Owned<CuEvent>> events_;  // one before each step and one behind the last
   std::vector<double> step_seconds_;
 };

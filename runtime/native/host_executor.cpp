@@ -73,7 +73,9 @@ std::optional<std::string> HostExecutor::begin(const Batch& batch) {
   batch_ = batch;
   error_.reset();
   for (Ticket& ticket : tickets_) ticket.next.store(0, std::memory_order_relaxed);
+  const auto started = std::chrono::steady_clock::now();
   team_.run([this](int32_t rank) { replay(rank); });
+  computed_seconds_ = seconds(std::chrono::steady_clock::now() - started);
   return error_;
 }
 

@@ -24,6 +24,7 @@ class HostExecutor final : public Executor {
   HostExecutor(const HostExecutor&) = delete;
 
   std::optional<std::string> begin(const Batch& batch) override;
+  double computed_seconds() const override { return computed_seconds_; }
   float* logits(int32_t row) const override { return logits_.row<float>(row); }
   bool bring_memory() override;
   void run_segments_with(SegmentRunner segments) override { segments_ = std::move(segments); }
@@ -55,6 +56,7 @@ class HostExecutor final : public Executor {
   Mapping arena_, kv_, shared_, local_;
   std::vector<const Mapping*> to_bring_;  // the last is next, from brought_ on
   size_t brought_ = 0;
+  double computed_seconds_ = 0;
   int64_t local_bytes_;
   Operand logits_;
   std::vector<Step> steps_;

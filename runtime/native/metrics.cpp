@@ -41,7 +41,7 @@ std::map<std::string, double> EngineMetrics::by_name() const {
       {"kv_blocks_owned", s.owned_blocks}};
   const std::pair<const char*, const Histogram*> histograms[] = {
       {"queue_seconds", &queue}, {"ttft_seconds", &ttft}, {"inter_token_seconds", &inter_token}, {"request_seconds", &request},
-      {"step_seconds", &step}};
+      {"step_seconds", &step}, {"compute_seconds", &compute}};
   std::map<std::string, double> result;
   for (const auto& [name, value] : numbers) result[name] = static_cast<double>(value);
   for (const auto& [name, histogram] : histograms) {

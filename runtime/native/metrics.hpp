@@ -27,7 +27,7 @@ class Histogram {
 struct EngineMetrics {
   SchedulerStats scheduler;
   int64_t requests = 0, finished = 0, failed = 0, cancelled = 0;
-  Histogram queue, ttft, inter_token, request, step;
+  Histogram queue, ttft, inter_token, request, step, compute;  // compute: of a step, what the executor took
 
   std::map<std::string, double> by_name() const;
 };

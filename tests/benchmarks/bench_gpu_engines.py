@@ -45,9 +45,11 @@ TINY = transformers.LlamaConfig(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=256, tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
 )  # fmt: skip
+FP8_ACTIVATIONS, FP8_CAPABILITY = "fp8, activations fp8", 89  # the least that multiplies them
 PRECISIONS = {
     "bf16": (),
     "fp8": ("precision.weights=fp8",),
+    FP8_ACTIVATIONS: ("precision.weights=fp8", "precision.activations=fp8"),
     "int4": ("precision.weights=int4", "precision.group_size=128"),
     "nvfp4": ("precision.weights=nvfp4",),
     "fp8, KV fp8": ("precision.weights=fp8", "precision.kv_cache=fp8"),
@@ -148,11 +150,11 @@ def report(work: Work, gpu: str, engines: dict[str, Engined], peers: list[Peer])
     rows = []
     for precision, engined in engines.items():
         bench = engined.bench
-        cells = [f"{d.tokens_per_s:,.0f} ({d.share:.0%})" for d in bench.decoding]
+        cells = [f"{d.tokens_per_s:,.0f} ({d.share:.0%}, {seconds_text(d.overhead_s)})" for d in bench.decoding]
         rows.append([f"Slipway {precision}", *cells, f"{bench.prefill[0].tokens_per_s:,.0f} tok/s, {seconds_text(bench.prefill[0].cold_s)}", seconds_text(engined.load_s)])
     rows.append(["transformers bf16", *(f"{p.tokens_per_s:,.0f}" for p in peers), f"{work.load.prompt / peers[0].ttft_s:,.0f} tok/s, {seconds_text(peers[0].ttft_s)}", ""])
     read = rate_text(next(iter(engines.values())).bench.read_bytes_per_s, "B")
-    return f"{gpu}, a copy moves {read}; tokens/s, and the share of what reading the step's bytes at that rate allows\n\n{markdown(header, rows)}"
+    return f"{gpu}, a copy moves {read}; tokens/s, the share of what reading the step's bytes at that rate allows, and the time of a step in which nothing is computed\n\n{markdown(header, rows)}"
 
 
 @click.command()
@@ -170,7 +172,8 @@ def main(emulate: bool, chosen: tuple[str, ...], folder: pathlib.Path, json_path
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         place = pathlib.Path(inside)
         write_checkpoint(work.config, place / "checkpoint", "cpu" if emulate else "cuda")
-        engines = {precision: measure(work, precision, f"sm{capability}", place, emulate) for precision in chosen or work.precisions}
+        precisions = chosen or [name for name in work.precisions if capability >= FP8_CAPABILITY or name != FP8_ACTIVATIONS]
+        engines = {precision: measure(work, precision, f"sm{capability}", place, emulate) for precision in precisions}
         peers = transformers_rates(work, place / "checkpoint")
     click.echo(report(work, gpu, engines, peers))
     if json_path:

@@ -15,7 +15,8 @@ CORE = (
     "block_pool candidates detokenizer drafts draws kv_cache penalties radix_cache row_scan sampler sampling_params scheduler"
     " scheduler_admission scheduler_commit scheduler_step step_batch"
 ).split()
-ENGINE = [*CORE, "cuda_driver", "emulated_cuda", "engine", "executor", "gpu", "gpu_executor", "host_executor", "library", "metrics", "team"]
+OF_GPU = "cublaslt_library cuda_driver emulated_cublaslt emulated_cuda gpu gpu_executor matmuls".split()
+ENGINE = [*CORE, "engine", "executor", "host_executor", "library", "metrics", "team", *OF_GPU]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "c++"
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
 FLAGS = "-std=c++20 -O1 -g1 -Wall -Wextra -Werror -D_GLIBCXX_ASSERTIONS".split() + SANITIZERS

@@ -21,7 +21,7 @@ def test_random_schedules(fuzz):
 
 
 def test_crowds_of_an_engine_that_begins_steps_ahead():
-    names = [name for name in sanitized.ENGINE if name not in ("executor", "host_executor", "gpu_executor", "gpu", "cuda_driver", "emulated_cuda", "library")]
+    names = [name for name in sanitized.ENGINE if name not in ("executor", "host_executor", "library", *sanitized.OF_GPU)]
     drive = sanitized.executable("drive_drawing", [sanitized.HERE / "drive_drawing.cpp", *sanitized.native([*names, "memory"])])
     result = subprocess.run([drive, str(CROWDS)], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
