@@ -37,7 +37,7 @@ def make_plan(planned: PlannedGraph, limits: manifest.Limits, num_blocks: int, l
         )
 
     logits, *drawn = map(resolve, planned.graph.output_nodes())
-    kernels, needs = planned.kernels(), _needs(planned, weights)
+    kernels, needs = planned.kernels(), _needs(planned, weights, limits)
     return manifest.Plan(
         arena_bytes=layout.arena_bytes,
         shared_scratch_bytes=max(n.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows) for n in needs.values()),
@@ -54,9 +54,10 @@ def make_plan(planned: PlannedGraph, limits: manifest.Limits, num_blocks: int, l
     )
 
 
-def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef]) -> dict[str, manifest.Needs]:
-    """What each kernel takes for granted of the steps that call it, by symbol."""
+def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef], limits: manifest.Limits) -> dict[str, manifest.Needs]:
+    """What each kernel takes for granted of the steps that call it, by symbol. Launches for more rows than steps have are left out."""
     needs: dict[str, manifest.Needs] = {}
+    most_rows = max(limits.max_batch_tokens, limits.max_logit_rows)
     for step in planned.steps:
         if (kernel := step.kernel) is None:
             continue
@@ -72,7 +73,7 @@ def _needs(planned: PlannedGraph, weights: dict[tuple, manifest.WeightRef]) -> d
             kv_block_size=BLOCK_SIZE if kernel.kv_layer is not None else 0,
             kv_block_bytes=kernel.kv_block_bytes,
             image=f"{kernel.symbol}.cubin" if kernel.launches else None,
-            launches=tuple(map(_launch, kernel.launches)),
+            launches=tuple(_launch(launch) for launch in kernel.launches if launch.min_rows <= most_rows),
             counters=kernel.counters,
         )
         if needs.setdefault(kernel.symbol, found) != found:

@@ -140,7 +140,16 @@ def _plan(job: Build) -> PlannedGraph:
         planned = plan_graph(graph, job.target)
     if job.target.gpu:
         check_gpu_plan(job.recipe, planned, job.target.gpu)
+        check_fp8_activations(job.recipe, planned)
     return planned
+
+
+def check_fp8_activations(recipe: Recipe, planned: PlannedGraph) -> None:
+    """Raises UserError for a recipe with fp8 activations that no linear has in any step, for the accuracy it would let through."""
+    matmuls = [(launch, launch.matmul) for kernel in planned.kernels() for launch in kernel.launches if launch.matmul]
+    if recipe.precision.activations == "fp8" and not any(m.factors == "e4m3" and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
+        raise recipe.error(("precision", "activations"), f"no linear has fp8 activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
+                           "linears for which cuBLASLt is expected to be faster", "activations: bf16; or gpu.cublas: the number of tokens from which on")
 
 
 def check_gpu_plan(recipe: Recipe, planned: PlannedGraph, gpu: Gpu) -> None:

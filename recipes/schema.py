@@ -111,7 +111,7 @@ class Precision(Section):
     """int4 only: groups have a zero point."""
     activations: Literal["bf16", "fp8"] = "bf16"
     """What weights are multiplied with; fp8: on GPUs from sm89 on, in steps of many tokens, fp8 weights with e4m3 codes that have a scale a
-    token, twice as fast; the last linear stays with bf16."""
+    token, at up to twice the rate; the last linear stays with bf16."""
     embedding: Literal["bf16"] = "bf16"
     """Storage of the token embedding."""
     kv_cache: Literal["bf16", "int8", "fp8"] = "bf16"

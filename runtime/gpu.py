@@ -47,7 +47,7 @@ def load_cublaslt(where: str) -> None:
             return
         except OSError as error:
             failures.append(str(error))
-    raise MachineError(where, f"no cuBLASLt ({failures[0]})", "it, for linears of many rows", "pip install nvidia-cublas, or build with gpu.cublas: never")
+    raise MachineError(where, f"no cuBLASLt ({failures[-1]})", "it, for linears of many rows", "pip install nvidia-cublas, or build with gpu.cublas: never")
 
 
 def _nvidia_folders() -> list[pathlib.Path]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from slipway.compiler.cards import CARDS, NODE_S, Card, cards_for
+from slipway.compiler.cards import CARDS, Card, cards_for
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack_cuda
 from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, ScratchRows
@@ -24,11 +24,14 @@ QUANTIZE_THREADS, FINISH_THREADS, FINISH_OUTPUTS = 256, 256, 8  # around_matmul.
 RECORD_ALIGNMENT = 256  # bytes
 LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
 MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
-MEASURED = pathlib.Path(__file__).with_name("crossovers.json")  # as `make gpu` finds them: {target: {"N x K format": rows}}
+MEASURED = pathlib.Path(__file__).with_name("crossovers.json")  # as `make gpu` finds them: {target: {"N x K format": rows, null: never}}
 
-# Shares of a card's rate in bf16, guesses until they are measured: of our kernels (wgmma on sm90, mma.sync elsewhere), and of cuBLASLt.
-OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.6, "sm100": 0.25, "sm120": 0.6}
+# Shares of a card's rate in bf16, guesses until they are measured: of mma.sync in our kernels where their blocks fill it, and of cuBLASLt.
+OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.45, "sm100": 0.25, "sm120": 0.6}
 CUBLAS_SHARE = 0.75
+MARGIN_S = 5e-6
+CUBLAS_BLOCK, CUBLAS_SPLITS = (128, 128), 4  # rows and outputs; blocks that share them where there are few
+OWN_BLOCK = 64, 128  # rows and outputs, of which a multiprocessor has two; as in many_rows.cuh
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class CublasLinear:
         """From so many on it is cuBLASLt's; None: never."""
         if not self.possible:
             return None
-        return self.target.cublas or _measured().get(self.target.kind, {}).get(self.name) or self.expected_rows
+        measured = _measured().get(self.target.kind, {})
+        return self.target.cublas or (measured[self.name] if self.name in measured else self.expected_rows)
 
     @property
     def name(self) -> str:
@@ -65,22 +69,25 @@ class CublasLinear:
 
     @property
     def expected_rows(self) -> int | None:
-        """The first power of two for which cuBLASLt should take less time than our kernel, by more than a launch: so much may be wrong."""
+        """The first power of two for which cuBLASLt should take less time than our kernel, by more than a guess may be wrong."""
         rows = LEAST_ROWS
         while rows <= MOST_ROWS:
-            if self.seconds(rows) + NODE_S < self.own_seconds(rows):
+            if self.seconds(rows) + MARGIN_S < self.own_seconds(rows):
                 return rows
             rows *= 2
         return None
 
     def own_seconds(self, rows: int) -> float:
         """What our kernel should take."""
-        return self._card.seconds(self._weight_bytes, self._flops(rows) / OWN_SHARES[self.target.kind], 1)
+        fill = min(1.0, self._blocks(rows, OWN_BLOCK) / (2 * self.target.gpu.multiprocessors))
+        fill = fill if rows > OWN_BLOCK[0] else 1  # up to one block of rows, blocks share outputs
+        return self._card.seconds(self._weight_bytes, self._flops(rows) / (OWN_SHARES[self.target.kind] * fill), 1)
 
     def seconds(self, rows: int) -> float:
         """What cuBLASLt should take, and the launches around it."""
         card, rate = self._card, CUBLAS_SHARE * (2 if self.fmt == FP8 else 1)
         around = rows * (self.record_bytes * 2 + self.outputs * self.dtype.itemsize) / card.read_bytes_per_s if self.finishes else 0
+        rate *= min(1.0, CUBLAS_SPLITS * self._blocks(rows, CUBLAS_BLOCK) / self.target.gpu.multiprocessors)
         return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.quantizes + self.finishes) + around
 
     @property
@@ -133,6 +140,9 @@ class CublasLinear:
         before = [Launch(f"{symbol}_quantize", QUANTIZE_THREADS, (each_row, ONE, ONE), 4 * QUANTIZE_THREADS // 32, min_rows=rows)]
         after = [Launch(f"{symbol}_finish", FINISH_THREADS, (each_row, columns, ONE), min_rows=rows)]
         return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after * self.finishes]
+
+    def _blocks(self, rows: int, block: tuple[int, int]) -> int:
+        return -(-rows // block[0]) * -(-self._packed_outputs // block[1])
 
     @property
     def _card(self) -> Card:

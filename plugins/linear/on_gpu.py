@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +11,13 @@ from slipway.compiler.target import Target
 from slipway.plugins.linear import pack_cuda
 from slipway.plugins.linear.by_cublas import CublasLinear
 from slipway.plugins.plugin import ONE, Extent, Launch, PackedWeight
-from slipway.quantization.formats import WeightFormat
+from slipway.quantization.formats import BF16, WeightFormat
 
 FEW_THREADS, FEW_WARPS, FEW_ROWS = 256, 8, (8, 16)  # few_rows.cuh
 MANY_THREADS, MANY_TILES, BLOCK_ROWS, STAGES = 128, 8, 64, 3  # many_rows.cuh
 GROUP_THREADS, GROUP_TILES, GROUP_ROWS, GROUP_STAGES = 384, 16, 128, 4  # warpgroup_rows.cuh
-BARRIER_BYTES = 8
+GROUP_SHARED_BYTES = GROUP_STAGES * GROUP_ROWS * pack_cuda.CHUNK * 2 + 1024  # activations, and barriers in a whole piece of alignment
+GROUP_FILL = 0.75  # of a GPU's multiprocessors
 MOST_SPLITS = 8
 LEAST_CHUNKS = 4  # of a split of many_rows
 BLOCKS_A_MULTIPROCESSOR = 2  # wanted, so that enough bytes are under way
@@ -69,16 +69,11 @@ class GpuProblem:
         return max(1, min(MOST_SPLITS, wanted, pack_cuda.num_chunks(self.inputs) // LEAST_CHUNKS))
 
     @property
-    def warpgroups(self) -> bool:
-        """Whether they multiply many rows."""
-        return self.target.kind == "sm90"
-
-    @property
     def constants(self) -> dict[str, object]:
         """What launch.cuda.j2 asks for beside shapes and types."""
-        cublas = self.cublas.constants if self.cublas else None
-        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits,
-                "own_many": self._own_rows > self._most_split_rows, "warpgroups": self.warpgroups, "cublas": cublas}  # fmt: skip
+        ranges = self._ranges
+        return {"weights": self._cpp_format, "ahead": self._ahead, "splits": self.splits, "block_splits": self.block_splits, "split": "split" in ranges,
+                "many": "many" in ranges, "groups": "groups" in ranges, "cublas": self.cublas.constants if self.cublas else None}  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -95,18 +90,14 @@ class GpuProblem:
         launches = [
             Launch(f"{symbol}_upto{rows}", FEW_THREADS, grid, self._few_shared_bytes(rows), min_rows=rows - 7, max_rows=rows) for rows in FEW_ROWS
         ]
-        if self.block_splits > 1:
-            grid = (ONE, Extent(fixed=self.many_blocks), Extent(fixed=self.block_splits))
-            launches.append(Launch(f"{symbol}_upto64", MANY_THREADS, grid, self._many_shared_bytes, min_rows=FEW_ROWS[-1] + 1,
-                                   max_rows=self._most_split_rows))  # fmt: skip
-        if self._own_rows > self._most_split_rows:
-            most = self.cublas.rows - 1 if self.cublas else None
-            grid, threads, shared_bytes = (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE), MANY_THREADS, self._many_shared_bytes
-            if self.warpgroups:
-                blocks = -(-pack_cuda.num_tiles(self.outputs, self.gated) // GROUP_TILES)
-                grid, threads = (Extent("rows", per=GROUP_ROWS), Extent(fixed=blocks), ONE), GROUP_THREADS
-                shared_bytes = _up(GROUP_STAGES * (GROUP_ROWS * pack_cuda.CHUNK * 2 + 2 * BARRIER_BYTES), 1024)
-            launches.append(Launch(f"{symbol}_many", threads, grid, shared_bytes, min_rows=self._most_split_rows + 1, max_rows=most))
+        shapes = {
+            "split": ("upto64", MANY_THREADS, (ONE, Extent(fixed=self.many_blocks), Extent(fixed=self.block_splits)), self._many_shared_bytes),
+            "many": ("many", MANY_THREADS, (Extent("rows", per=BLOCK_ROWS), Extent(fixed=self.many_blocks), ONE), self._many_shared_bytes),
+            "groups": ("groups", GROUP_THREADS, (Extent("rows", per=GROUP_ROWS), Extent(fixed=self._group_blocks), ONE), GROUP_SHARED_BYTES),
+        }
+        for name, (least, most) in self._ranges.items():
+            suffix, *shape = shapes[name]
+            launches.append(Launch(f"{symbol}_{suffix}", *shape, min_rows=least, max_rows=most))
         return (*launches, *(self.cublas.launches(symbol) if self.cublas else ()))
 
     @property
@@ -121,18 +112,35 @@ class GpuProblem:
         return self.cublas.record_bytes if self.cublas else 0
 
     @property
-    def _own_rows(self) -> float:
-        """The most that are ours."""
-        return self.cublas.rows - 1 if self.cublas else math.inf
-
-    @property
-    def _most_split_rows(self) -> int:
-        """The most for which blocks share outputs."""
-        return min(BLOCK_ROWS, self._own_rows) if self.block_splits > 1 else FEW_ROWS[-1]
-
-    @property
     def counters(self) -> int:
         return max(self.blocks if self.splits > 1 else 0, self.many_blocks if self.block_splits > 1 else 0)
+
+    @property
+    def _ranges(self) -> dict[str, tuple[int, int | None]]:
+        """Rows that each kernel of more than few rows is for, the first and the last (None: any number)."""
+        ends = {"split": BLOCK_ROWS if self.block_splits > 1 else 0, "many": self._group_rows - 1 if self._group_rows else None, "groups": None}
+        own, least, ranges = self.cublas.rows - 1 if self.cublas else None, FEW_ROWS[-1] + 1, {}
+        for name, end in ends.items():
+            most = min((rows for rows in (end, own) if rows is not None), default=None)
+            if most is None or most >= least:
+                ranges[name] = least, most
+            if most is None:
+                break
+            least = max(least, most + 1)
+        return ranges
+
+    @property
+    def _group_rows(self) -> int | None:
+        """From so many on warpgroups multiply: where their blocks, which are large, fill the GPU. bf16 is cuBLASLt's long before."""
+        if self.target.kind != "sm90" or self.fmt == BF16:
+            return None
+        row_blocks = -(-int(GROUP_FILL * self.target.gpu.multiprocessors) // self._group_blocks)
+        return max(BLOCK_ROWS, (row_blocks - 1) * GROUP_ROWS) + 1
+
+    @property
+    def _group_blocks(self) -> int:
+        """Along the outputs, of warpgroup_rows."""
+        return -(-pack_cuda.num_tiles(self.outputs, self.gated) // GROUP_TILES)
 
     def _sums(self, rows: int) -> int:
         return (2 if self.gated else 1) * rows * pack_cuda.TILE
@@ -156,6 +164,3 @@ class GpuProblem:
         name = "".join(word.capitalize() for word in self.fmt.name.split("_"))
         return f"{name}<{', '.join(['tiles', 'inputs', *traits])}>"
 
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

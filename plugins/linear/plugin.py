@@ -49,11 +49,11 @@ class LinearPlugin:
         x, *weights = node.args[: 3 if gated else 2]
         bias = None if gated or len(node.args) < 3 else node.args[2]
         source, dtype = x.meta["storage"], node.meta["storage"]
-        fp8_activations = node.meta.get("fp8_activations", False)
         if target.gpu:
-            problem = problem.with_cublas(source, dtype, bias is not None, fp8_activations)
+            problem = problem.with_cublas(source, dtype, bias is not None, node.meta.get("fp8_activations", False))
+        in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.quantizes)
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", fp8_activations)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,

@@ -11,7 +11,7 @@
 namespace slipway {
 namespace {
 
-constexpr size_t most_graphs = 64, piece = 16 << 20;
+constexpr size_t most_graphs = 128, piece = 16 << 20;
 
 const CudaApi& api_of(const Plan& plan, int32_t workers) {
   return plan.device == Device::emulated_gpu ? emulated_cuda(plan.seed, workers) : cuda_driver();
@@ -210,7 +210,7 @@ GpuExecutor::Bucket GpuExecutor::bucket_of(const Batch& batch) const {
   for (int32_t s = 0; s < batch.num_seqs; ++s) longest = std::max(longest, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
   const auto above = std::upper_bound(lengths_.begin(), lengths_.end(), longest);
   return {.tokens = rows_of_graph(batch.num_tokens, limits_.max_batch_tokens),
-          .logit_rows = batch.num_logit_rows ? rows_of_graph(batch.num_logit_rows, limits_.max_logit_rows) : 0,
+          .logit_rows = batch.num_logit_rows ? power_of_two(batch.num_logit_rows, limits_.max_logit_rows) : 0,
           .sequences = power_of_two(batch.num_seqs, limits_.max_sequences),
           .longest = above == lengths_.begin() ? 1 : *std::prev(above)};
 }
@@ -232,11 +232,10 @@ CuGraphExec GpuExecutor::graph(const Bucket& bucket) {
   return graphs_.emplace(bucket, Graph{std::move(exec), uses_.begin()}).first->second.exec.get();
 }
 
-// cuBLASLt loads a kernel when it first launches it, and that is not for captures. What is multiplied here is of no use.
 void GpuExecutor::rehearse(const Bucket& bucket) const {
   for (const Step& step : steps_)
     for (const Launch& each : step.launches)
-      if (each.spec.matmul && takes_part(each.spec, rows_of(step, bucket), bucket)) matmuls_->enqueue(*each.spec.matmul, step.call, rows_of(step, bucket), step.name);
+      if (each.spec.matmul && takes_part(each.spec, rows_of(step, bucket), bucket)) matmuls_->rehearse(*each.spec.matmul, step.call, rows_of(step, bucket), step.name);
 }
 
 int32_t GpuExecutor::rows_of(const Step& step, const Bucket& bucket) { return step.call.counts_logit_rows ? bucket.logit_rows : bucket.tokens; }

@@ -20,6 +20,16 @@ uint32_t alignment_of(const void* at) {
   return static_cast<uint32_t>(std::min<uintptr_t>(most_alignment, address & ~(address - 1)));
 }
 
+struct Operands {
+  Operand factors, results;
+};
+Operands operands_of(const MatmulSpec& spec, const cuda::Call& call) {
+  const auto operand = [&](const std::optional<MatmulSpec::ScratchRows>& in_scratch, const Operand& given) {
+    return in_scratch ? Operand{call.scratch + in_scratch->offset, in_scratch->row_bytes} : given;
+  };
+  return {operand(spec.source, call.inputs[0]), operand(spec.destination, call.outputs[0])};
+}
+
 // Throws std::runtime_error.
 void check(CublasStatus status, const std::string& what) {
   if (status != cublas_success) throw std::runtime_error("GPU: " + what + ": cuBLASLt says status " + std::to_string(status));
@@ -36,12 +46,15 @@ Matmuls::Matmuls(const Gpu& gpu, bool emulated)
 
 Matmuls::~Matmuls() { api_.destroy(handle_); }
 
+Matmuls::Key Matmuls::key_of(const MatmulSpec& spec, const cuda::Call& call, int32_t rows) {
+  const auto [factors, results] = operands_of(spec, call);
+  return {spec.outputs, spec.inputs, spec.weight_columns, static_cast<int64_t>(spec.factors), static_cast<int64_t>(spec.results), rows, factors.row_bytes,
+          results.row_bytes, alignment_of(call.weights[0]), alignment_of(factors.data), alignment_of(results.data)};
+}
+
 // cuBLASLt's matrices lie column after column: rows of ours are its columns, and W is transposed.
-void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t rows, const std::string& name) const {
-  const auto operand = [&](const std::optional<MatmulSpec::ScratchRows>& in_scratch, const Operand& given) {
-    return in_scratch ? Operand{call.scratch + in_scratch->offset, in_scratch->row_bytes} : given;
-  };
-  const Operand factors = operand(spec.source, call.inputs[0]), results = operand(spec.destination, call.outputs[0]);
+void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t rows, const std::string& name) {
+  const auto [factors, results] = operands_of(spec, call);
   const auto created = [&](auto create, auto destroy, auto... arguments) {
     void* handle = nullptr;
     check(create(&handle, arguments...), name);
@@ -57,22 +70,31 @@ void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t ro
   const int32_t transposed = cublas_op_t;
   check(api_.set_desc(desc.get(), cublaslt_desc_transa, &transposed, sizeof transposed), name);
 
-  const auto preference = created(api_.create_preference, api_.destroy_preference);
-  const uint64_t room = workspace_.size();
-  check(api_.set_preference(preference.get(), cublaslt_pref_max_workspace_bytes, &room, sizeof room), name);
-  const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, call.weights[0]}, {cublaslt_pref_alignment_b, factors.data},
-                                                  {cublaslt_pref_alignment_c, results.data}, {cublaslt_pref_alignment_d, results.data}};
-  for (const auto& [attribute, pointer] : pointers) {
-    const uint32_t alignment = alignment_of(pointer);
-    check(api_.set_preference(preference.get(), attribute, &alignment, sizeof alignment), name);
-  }
-  CublasLtHeuristic best{};
-  int found = 0;
-  check(api_.find_algorithms(handle_, desc.get(), a.get(), b.get(), d.get(), d.get(), preference.get(), 1, &best, &found), name);
-  if (!found) throw std::runtime_error("GPU: " + name + ": cuBLASLt has no algorithm for " + std::to_string(rows) + " rows");
+  const auto choose = [&] {
+    const auto preference = created(api_.create_preference, api_.destroy_preference);
+    const uint64_t room = workspace_.size();
+    check(api_.set_preference(preference.get(), cublaslt_pref_max_workspace_bytes, &room, sizeof room), name);
+    const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, call.weights[0]}, {cublaslt_pref_alignment_b, factors.data},
+                                                    {cublaslt_pref_alignment_c, results.data}, {cublaslt_pref_alignment_d, results.data}};
+    for (const auto& [attribute, pointer] : pointers) {
+      const uint32_t alignment = alignment_of(pointer);
+      check(api_.set_preference(preference.get(), attribute, &alignment, sizeof alignment), name);
+    }
+    CublasLtHeuristic best{};
+    int found = 0;
+    check(api_.find_algorithms(handle_, desc.get(), a.get(), b.get(), d.get(), d.get(), preference.get(), 1, &best, &found), name);
+    if (!found) throw std::runtime_error("GPU: " + name + ": cuBLASLt has no algorithm for " + std::to_string(rows) + " rows");
+    return best.algo;
+  };
+  const Key key = key_of(spec, call, rows);
+  if (!algorithms_.contains(key)) algorithms_[key] = choose();
   const float one = 1, zero = 0;
-  check(api_.matmul(handle_, desc.get(), &one, call.weights[0], a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(), &best.algo,
-                    workspace_.data(), workspace_.size(), gpu_.stream()), name);
+  check(api_.matmul(handle_, desc.get(), &one, call.weights[0], a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(),
+                    &algorithms_[key], workspace_.data(), workspace_.size(), gpu_.stream()), name);
+}
+
+void Matmuls::rehearse(const MatmulSpec& spec, const cuda::Call& call, int32_t rows, const std::string& name) {
+  if (!algorithms_.contains(key_of(spec, call, rows))) enqueue(spec, call, rows, name);
 }
 
 }  // namespace slipway

@@ -21,15 +21,15 @@ from slipway.compiler.target import Target
 from slipway.plugins.linear.by_cublas import MULTIPLIES_FP8, CublasLinear
 from slipway.quantization.formats import BF16, FP8
 
-LEAST_ROWS, ROWS, NEVER = 17, (32, 64, 128, 256, 512, 1024), 1 << 16
+LEAST_ROWS, ROWS = 17, (32, 64, 128, 256, 512, 1024)
 
 
-def crossover(measure: Measure, name: str, fmt) -> tuple[str, int]:
-    """(the linear in the table, rows from which cuBLASLt is faster, at all that are measured)."""
+def crossover(measure: Measure, name: str, fmt) -> tuple[str, int | None]:
+    """(the linear in the table, rows from which cuBLASLt is faster, at all that are measured; None: at none)."""
     own, theirs = (Linear(measure, name, fmt, dataclasses.replace(measure.target, cublas=rows)) for rows in (0, LEAST_ROWS))
     gated, dtype = name == "gate|up", torch.bfloat16
     key = CublasLinear(own.outputs, own.inputs, fmt, gated, False, dtype, dtype, fmt == FP8, measure.target).name
-    found = NEVER
+    found = None
     for rows in reversed(ROWS[:2] if measure.emulate else ROWS):
         times = own.seconds(rows), theirs.seconds(rows)
         click.echo(f"{key}, {rows} rows: {times[0] * 1e6:.1f} µs ours, {times[1] * 1e6:.1f} µs cuBLASLt's")

@@ -13,7 +13,7 @@ from kernel_harness import Batch, Operand
 from slipway.compiler.cubins import compile_cubin
 from slipway.compiler.target import GPUS, Target
 from slipway.plugins.plugin import Kernel, Launch
-from slipway.runtime import _native
+from slipway.runtime import _native, gpu
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_WEIGHTS = 4, 2, 6
 ARRAYS = ("token_ids", "positions", "cu_seqlens", "kv_lens", "block_table", "logit_rows", "draws", "edits", "drawn")
@@ -54,7 +54,7 @@ class Bench:
     """images: file with each function; of an emulated GPU (seed: emulated), a shared object."""
 
     def __init__(self, images: Mapping[str, str], emulated: int | None = None):
-        self.native = _native.KernelBench(emulated, 2)
+        self.native, self.is_emulated = _native.KernelBench(emulated, 2), emulated is not None
         self.images, self.functions = images, {}
 
     def put(self, data: np.ndarray) -> int:
@@ -95,6 +95,8 @@ class Bench:
         """The launches of a graph for counts["rows"], into the stream or the capture under way."""
         for launch in launches_for(kernel, counts, longest):
             if launch.matmul:
+                if not self.is_emulated:
+                    gpu.load_cublaslt("a multiplication")
                 self.native.matmul(launch.matmul, bytes(call), counts["rows"])
                 continue
             grid = tuple(extent.at(counts) for extent in launch.grid)

@@ -117,9 +117,9 @@ def test_what_it_does_not_take():
 
 def test_a_measured_table_goes_before_what_is_expected(tmp_path, monkeypatch):
     path = tmp_path / "crossovers.json"
-    path.write_text(json.dumps({"sm90": {"gated 14336 x 4096 fp8": 48}}))
+    path.write_text(json.dumps({"sm90": {"gated 14336 x 4096 fp8": 48, "4096 x 4096 fp8": None}}))
     monkeypatch.setattr(by_cublas, "MEASURED", path)
     by_cublas._measured.cache_clear()
-    assert linear("sm90", "gate|up", FP8).rows == 48 and linear("sm90", "gate|up", BF16).rows != 48
+    assert linear("sm90", "gate|up", FP8).rows == 48 and linear("sm90", "o", FP8).rows is None and linear("sm90", "gate|up", BF16).rows != 48
     monkeypatch.undo()
     by_cublas._measured.cache_clear()

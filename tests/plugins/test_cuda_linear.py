@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from nodes import F32, call_node
 
 from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
+from slipway.plugins.linear import on_gpu
 from slipway.plugins.linear.plugin import PLUGIN
-from slipway.quantization.formats import BF16, FORMATS, FP8_BLOCK, round_trip
+from slipway.quantization.formats import BF16, FORMATS, FP8_BLOCK, INT8, round_trip
 
 ROWS = (1, 7, 8, 9, 16, 17, 64, 70, 150)  # around the limits of each kernel
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
@@ -28,9 +30,10 @@ class Case:
     activation: str | None = None
     biased: bool = False
     target: object = TARGET
+    groups: bool = False  # warpgroups multiply many rows, however few blocks that makes
 
     def __str__(self):
-        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased, "" if self.target == TARGET else self.target))))
+        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased, "" if self.target == TARGET else self.target, "groups" * self.groups))))
 
     def random(self, seed, *shape):
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -55,7 +58,8 @@ class Case:
         node.args[0].meta["storage"] = self.source
         node.meta.update(weight_format=self.fmt, fp8_activations=True)
         assert PLUGIN.supports(node, self.target) is None
-        return PLUGIN.lower(node, self.target)
+        with mock.patch.object(on_gpu, "GROUP_FILL", 0 if self.groups else on_gpu.GROUP_FILL):
+            return PLUGIN.lower(node, self.target)
 
     @functools.cached_property
     def packed(self):
@@ -81,15 +85,17 @@ CASES = [
     Case(FORMATS[1], 264, 2048, biased=True),
     Case(BF16, 24, 320, activation="gelu"),
     *(Case(fmt, 72, 456, target=BY_WARPS) for fmt in FORMATS if not ON_GPU),
-    Case(BF16, 40, 640, activation="silu", target=BY_WARPS if not ON_GPU else TARGET),
+    *(Case(fmt, 72, 456, groups=True) for fmt in FORMATS if fmt != BF16 and TARGET.kind == "sm90"),
+    *(Case(fmt, 40, 640, activation="silu", dtype=BF16_STORAGE, groups=True) for fmt in FORMATS if fmt != BF16 and not fmt.zero_point and TARGET.kind == "sm90"),
+    *(Case(INT8, 264, 100, source=F32, biased=True, groups=True) for _ in range(TARGET.kind == "sm90")),  # more than a block has, inputs that 8 does not divide
     Case(FP8_BLOCK, 200, 456, activation="silu"),  # of two blocks of outputs, the second in part
 ]
 
 
 @functools.cache
-def library(target):
-    """Of all cases of a target."""
-    return compile_emulated([case.kernel for case in CASES if case.target == target])
+def library(target, groups):
+    """Of all cases of a kind."""
+    return compile_emulated([case.kernel for case in CASES if (case.target, case.groups) == (target, groups)])
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -97,18 +103,19 @@ def library(target):
 def test_equals_meaning(case, rows):
     for seed in SEEDS[1:] if rows < 17 else SEEDS[-1:]:
         out = torch.full((rows, case.outputs), torch.nan, dtype=case.dtype)
-        run_emulated(library(case.target), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
+        run_emulated(library(case.target, case.groups), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
         torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=2 * torch.finfo(case.dtype).eps, atol=1e-5 * case.inputs**0.5)
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f.group_size], ids=str)
-def test_groups_of_zeros_beside_others(fmt):
+@pytest.mark.parametrize("groups", [False, True])
+def test_groups_of_zeros_beside_others(fmt, groups):
     """Their multipliers may be zeros, which nothing is counted in."""
-    case = Case(fmt, 72, 456)
+    case = Case(fmt, 72, 456, groups=groups and TARGET.kind == "sm90")
     for begin, end in ((0, 128), (200, 330)):
         case.weights[0][:, begin:end] = 0
     case.weights[0][5], case.weights[0][:, 400:] = 0, case.weights[0][:, 400:] * 1e-4
     for rows in (3, 40, 70):
         out = torch.full((rows, case.outputs), torch.nan)
-        run_emulated(library(case.target), case.kernel, [case.x[:rows]], [out], case.packed, seed=1)
+        run_emulated(library(case.target, case.groups), case.kernel, [case.x[:rows]], [out], case.packed, seed=1)
         torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=1e-6, atol=1e-4)

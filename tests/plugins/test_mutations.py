@@ -20,7 +20,7 @@ from test_cuda_linear import Case
 
 from slipway.compiler.target import Target
 from slipway.plugins.rms_norm import plugin as rms_norm
-from slipway.quantization.formats import BF16
+from slipway.quantization.formats import BF16, INT8
 
 SEEDS = range(1, 33)
 DRAW_VOCABULARY = 4000
@@ -33,7 +33,7 @@ def occurrences(header, pattern):
 
 
 def of_warpgroups(header):
-    patterns = r"\bwait\(.*?\)(?=;\n)", r"wait_for_products<.*?>\(.*?\);", r"(if \(lane\(\) == 0\) )?\barrive\(.*?\);", r"__syncthreads\(\);"
+    patterns = r"begin_products\(.*?\);", r"\bwait\(.*?\)(?=;\n)", r"wait_for_products<.*?>\(.*?\);", r"(if \(lane\(\) == 0\) )?\barrive\(.*?\);", r"__syncthreads\(\);"
     return [each for pattern in patterns for each in occurrences(header, pattern)]
 
 
@@ -89,7 +89,7 @@ def draws_are_right(kernel, library, seed):
 
 SHAPES = [Shape(num_heads=2, num_kv_heads=1, head_dim=64, rotary_dim=64, interleaved=True, norm=norm) for norm in (False, True)]
 CASE = Case(BF16, 16, 2048, target=Target("sm80"))  # one tile: the blocks that share it are resident together
-BY_WARPGROUPS = Case(BF16, 16, 640, target=Target("sm90"))
+BY_WARPGROUPS = Case(INT8, 16, 640, target=Target("sm90"), groups=True)
 
 
 @functools.cache

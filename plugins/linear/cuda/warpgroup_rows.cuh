@@ -8,7 +8,8 @@
 namespace slipway::cuda::linear::warpgroup {
 
 inline constexpr int consumers = 2, consumer_threads = 128 * consumers, producer_threads = 128, threads = consumer_threads + producer_threads;
-inline constexpr int consumer_registers = 208, producer_registers = 96;
+inline constexpr int consumer_registers = 200, producer_registers = 104;
+static_assert(shares_fit(threads, consumers * 128 * consumer_registers + producer_threads * producer_registers));
 inline constexpr int block_rows = 128, stages = 4, row_bytes = 128;
 inline constexpr int pairs = 2, block_tiles = consumers * 4 * pairs;  // tiles of a warp, of a block
 
@@ -59,7 +60,13 @@ template <class P> inline void produce(const Call& call, int first_row) {
 // multipliers of groups. Registers do not hold sums of a group beside those of all.
 template <class W> struct OutputUnits {
   static constexpr bool of_groups = W::fold != 0, there = of_groups || Units<W, pairs>::there;
-  float units[pairs][2] = {{1, 1}, {1, 1}};
+  static constexpr int each = of_groups ? 2 : 1;  // of a tile: for outputs g and for g + 8, or for both
+  float units[pairs][each];
+
+  OutputUnits() {
+#pragma unroll
+    for (int i = 0; i < pairs * each; ++i) units[i / each][i % each] = 1;
+  }
 
   // From here on in those of `raw`, of an int4 group the `which`-th of the chunk.
   void change(const typename W::Raw (&raw)[pairs], int which, float (&sums)[pairs][block_rows / 2]) {
@@ -67,16 +74,16 @@ template <class W> struct OutputUnits {
 #pragma unroll
       for (int p = 0; p < pairs; ++p)
 #pragma unroll
-        for (int second = 0; second < 2; ++second) {
-          const float found = unit(raw[p], which, second), now = found != 0 ? found : units[p][second];  // 0: of zeros alone
-          if (__ballot_sync(~0u, now != units[p][second])) scale(sums[p], second, divide_approximate(units[p][second], now));
-          units[p][second] = now;
+        for (int i = 0; i < each; ++i) {
+          const float found = unit(raw[p], which, i), now = found != 0 ? found : units[p][i];  // 0: of zeros alone
+          if (__ballot_sync(~0u, now != units[p][i])) scale(sums[p], i, divide_approximate(units[p][i], now));
+          units[p][i] = now;
         }
   }
   void count(float (&sums)[pairs][block_rows / 2]) const {
     if constexpr (there)
 #pragma unroll
-      for (int i = 0; i < pairs * 2; ++i) scale(sums[i / 2], i % 2, units[i / 2][i % 2]);
+      for (int i = 0; i < pairs * each; ++i) scale(sums[i / each], i % each, units[i / each][i % each]);
   }
 
  private:
@@ -89,7 +96,7 @@ template <class W> struct OutputUnits {
   static void scale(float (&sums)[block_rows / 2], int second, float by) {
 #pragma unroll
     for (int i = 0; i < block_rows / 2; ++i)
-      if (i / 2 % 2 == second) sums[i] *= by;
+      if (each == 1 || i / 2 % 2 == second) sums[i] *= by;
   }
 };
 
@@ -122,7 +129,7 @@ template <class P> inline void consume(const Call& call, int first_row) {
       uint32_t a[pairs][each][4];
 #pragma unroll
       for (int i = 0; i < pairs * each; ++i) W::decode(raw[i / each], portion * each + i % each, a[i / each][i % each]);
-      begin_products();
+      begin_products(sums, a);
 #pragma unroll
       for (int i = 0; i < pairs * each; ++i)
         multiply<block_rows>(sums[i % pairs], a[i % pairs][i / pairs], shared_matrix<row_bytes>(s.x[slot][0] + (portion * each + i / pairs) * 32), true);

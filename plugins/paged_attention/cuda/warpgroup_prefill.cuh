@@ -11,6 +11,7 @@ namespace slipway::cuda::paged_attention::warpgroup {
 
 inline constexpr int consumers = 2, consumer_threads = 128 * consumers, threads = consumer_threads + 128;
 inline constexpr int consumer_registers = 240, producer_registers = 24;
+static_assert(shares_fit(threads, consumer_threads * consumer_registers + 128 * producer_registers));
 inline constexpr int rows_each = 64, stages = 4, stage_blocks = 2;
 
 template <class S> struct Shared {
@@ -69,7 +70,7 @@ template <class S> struct Rows {
   }
 
   void multiply_keys(const std::byte (&heads)[stage_blocks][Layout<S>::head_bytes], float (&scores)[stage_blocks][16]) {
-    begin_products();
+    begin_products(scores);
 #pragma unroll
     for (int b = 0; b < stage_blocks; ++b)
 #pragma unroll
@@ -78,8 +79,8 @@ template <class S> struct Rows {
     commit_products();
   }
 
-  void multiply_values(const std::byte (&heads)[stage_blocks][Layout<S>::head_bytes], const uint32_t (&weights)[stage_blocks][2][4]) {
-    begin_products();
+  void multiply_values(const std::byte (&heads)[stage_blocks][Layout<S>::head_bytes], uint32_t (&weights)[stage_blocks][2][4]) {
+    begin_products(outputs, weights);
 #pragma unroll
     for (int b = 0; b < stage_blocks; ++b)
 #pragma unroll

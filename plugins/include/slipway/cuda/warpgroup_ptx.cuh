@@ -10,7 +10,8 @@ struct Barrier {
   uint64_t state;
 };
 inline void begin(Barrier& barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory"); }
-inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }  // before the block's first __syncthreads
+// To other threads and to bulk copies; before the block's first __syncthreads.
+inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory"); }
 inline void arrive(Barrier& barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(&barrier)) : "memory");
 }
@@ -32,14 +33,12 @@ inline void bulk_copy(void* to, const void* from, int bytes, Barrier& barrier) {
                : "memory");
 }
 
-// Rows of a matrix in shared memory, 64 or 128 bytes each, eight of them at a boundary of as many times eight bytes; of a row the 16-byte
-// pieces swapped, by the row's number in 128 bytes, by half of it in 64 ("Strides" and "Swizzling modes" of the PTX manual).
 struct SharedMatrix {
   uint64_t bits;
 };
 template <int row_bytes> inline SharedMatrix shared_matrix(const void* at) {
   static_assert(row_bytes == 64 || row_bytes == 128);
-  return {(shared_address(at) >> 4 & 0x3fff) | uint64_t{1} << 16 | uint64_t{8 * row_bytes >> 4} << 32 | uint64_t{row_bytes == 128 ? 1 : 2} << 62};
+  return {matrix_bits(shared_address(at), row_bytes)};
 }
 
 // D[64, n] = A[64, 16] B[n, 16]^T, plus D if asked: each warp has sixteen rows, as mma_bf16 has them; d[4 i + j] is what that has of columns 8 i.
@@ -94,7 +93,6 @@ inline void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;
 template <int count> inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count)); }
 template <int count> inline void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count)); }
 
-inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }  // after registers of theirs were written
 inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 template <class T> inline void hold(T& value) {
@@ -106,6 +104,12 @@ template <class T> inline void hold(T& value) {
 template <class T, int count> inline void hold(T (&values)[count]) {
 #pragma unroll
   for (int i = 0; i < count; ++i) hold(values[i]);
+}
+
+// Before products whose registers, `written`, others have written.
+template <class... Written> inline void begin_products(Written&... written) {
+  (hold(written), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 // Until all committed products but the last `pending` commits have ended. held: registers of theirs, which stay theirs until then.

@@ -58,17 +58,17 @@ struct AsyncCopy {
   uint64_t group;
 };
 
-// A matrix in shared memory, its rows one after the other.
-struct MatrixRows {
-  const std::byte* at;
-  int row_bytes;
+// A matrix in shared memory, by its descriptor; addresses in it count from the block's shared memory on.
+struct Matrix {
+  const std::byte* shared;
+  uint64_t bits;
 };
 
 // What a thread brings to a product of its warpgroup.
 struct Product {
   float* d;
   uint32_t a[4];
-  MatrixRows b;
+  Matrix b;
   int n;
   bool add;
   uint64_t group;
@@ -94,6 +94,8 @@ struct Thread {
   uint64_t copy_groups = 0;       // committed
   std::vector<Product> products;  // likewise
   uint64_t product_groups = 0;
+  bool begun_products = false;
+  int registers = 0;              // 0: as many as when the block began
 };
 
 struct Warp {
@@ -176,6 +178,7 @@ class Block {
   Index index() const { return index_; }
   std::byte* shared() const { return shared_; }
   Random& random() { return random_; }
+  int& free_registers() { return free_registers_; }  // that some threads gave and none has taken
   std::vector<BulkCopy>& bulk_copies() { return bulk_copies_; }
   Thread& thread(int rank) { return *threads_[static_cast<size_t>(rank)]; }
   void note_progress() { ++progress_; }
@@ -262,6 +265,7 @@ class Block {
     warps_.resize((count + warp_size - 1) / warp_size);
     for (Warp& warp : warps_) warp.live = 0, warp.meeting.arrived = 0, warp.products = 0;
     bulk_copies_.clear();
+    free_registers_ = 0;
     for (size_t i = 0; i < count; ++i) {
       Thread& thread = *threads_[i];
       const auto rank = static_cast<uint32_t>(i);
@@ -272,6 +276,8 @@ class Block {
       thread.copies.clear();
       thread.copy_groups = thread.product_groups = 0;
       thread.products.clear();
+      thread.begun_products = false;
+      thread.registers = 0;
       thread.fiber.begin(&Block::enter);
       ++warp(thread).live;
     }
@@ -352,6 +358,7 @@ class Block {
   std::optional<Stacks> stacks_;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Warp> warps_;
+  int free_registers_ = 0;
   std::vector<BulkCopy> bulk_copies_;  // issued and not yet made
   std::vector<int> lane_order_;  // those of each warp together
   Fiber scheduler_;

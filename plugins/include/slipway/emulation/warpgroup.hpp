@@ -61,13 +61,27 @@ inline void issue_bulk_copy(std::byte* to, const std::byte* from, uint32_t bytes
   block.bulk_copies().push_back(copy);
 }
 
-// The bf16 at row, column of a matrix whose address bits 4.. are swapped by those from 7 on.
-inline float element(const MatrixRows& matrix, int row, int column) {
-  uintptr_t at = reinterpret_cast<uintptr_t>(matrix.at) + static_cast<uintptr_t>(row * matrix.row_bytes + 2 * column);
-  at ^= (at >> 7 & (matrix.row_bytes == 128 ? 7 : 3)) << 4;
+// The bf16 at row, column of a matrix, by what its descriptor says: address bits 4.. are swapped by those from 7 on.
+inline float element(const Matrix& matrix, int row, int column) {
+  const auto field = [&](int first, int bits) { return static_cast<uint32_t>(matrix.bits >> first & ((1u << bits) - 1)); };
+  const uint32_t mode = field(62, 2), row_bytes = mode == 1 ? 128 : 64, eight_rows = field(32, 14) << 4;
+  uint32_t at = (field(0, 14) << 4) + static_cast<uint32_t>(row) / 8 * eight_rows + static_cast<uint32_t>(row) % 8 * row_bytes + 2 * static_cast<uint32_t>(column);
+  at ^= (at >> 7 & (mode == 1 ? 7 : 3)) << 4;
   uint16_t bits;
-  std::memcpy(&bits, reinterpret_cast<const void*>(at), sizeof bits);
+  std::memcpy(&bits, matrix.shared + at, sizeof bits);
   return low_bf16(bits);
+}
+
+// Of a warpgroup's threads, from their share of the block's registers on; taking waits for what others give.
+inline void change_registers(int count, bool takes) {
+  Block& block = Block::current();
+  Thread& thread = *Block::self();
+  const int threads = static_cast<int>(block.launch().block.count()), own = thread.registers ? thread.registers : cuda::registers_of_block(threads) / threads;
+  if (takes ? count < own : count > own) block.fail("%d registers are %s, of %d", count, takes ? "taken" : "given", own);
+  if (takes) block.wait_until([&] { return block.free_registers() >= count - own; });
+  block.free_registers() -= count - own;
+  thread.registers = count;
+  block.note_progress();
 }
 
 // Product number `at` of each of a warp's threads: D[16, n] += A[16, 16] B[n, 16]^T.
@@ -76,7 +90,7 @@ inline void make_product(Block& block, int first_rank, size_t at) {
   float a[16][16];
   for (int lane = 0; lane < warp_size; ++lane) {
     const Product& product = block.thread(first_rank + lane).products[at];
-    if (product.b.at != one.b.at || product.n != one.n || product.add != one.add) block.fail("threads of a warp multiply different matrices");
+    if (product.b.bits != one.b.bits || product.n != one.n || product.add != one.add) block.fail("threads of a warp multiply different matrices");
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;
       a[row][column] = low_bf16(product.a[i]), a[row][column + 1] = high_bf16(product.a[i]);
@@ -136,18 +150,25 @@ inline void bulk_copy(void* to, const void* from, int bytes, Barrier& barrier) {
   emulation::issue_bulk_copy(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), static_cast<uint32_t>(bytes), &barrier);
 }
 
-using SharedMatrix = emulation::MatrixRows;
-template <int row_bytes> SharedMatrix shared_matrix(const void* at) { return {static_cast<const std::byte*>(at), row_bytes}; }
+using SharedMatrix = emulation::Matrix;
+template <int row_bytes> SharedMatrix shared_matrix(const void* at) {
+  const emulation::Block& block = emulation::Block::current();
+  return {block.shared(), matrix_bits(static_cast<uint32_t>(static_cast<const std::byte*>(at) - block.shared()), row_bytes)};
+}
 
 template <int n> void multiply(float (&d)[n / 2], const uint32_t (&a)[4], SharedMatrix b, bool add) {
   emulation::Thread& thread = *emulation::Block::self();
+  if (!thread.begun_products) emulation::Block::current().fail("a product without begin_products()");
   thread.products.push_back({d, {a[0], a[1], a[2], a[3]}, b, n, add, thread.product_groups});
 }
 inline void publish_to_products() {}
-template <int> void take_registers() {}
-template <int> void give_registers() {}
-inline void begin_products() {}
-inline void commit_products() { ++emulation::Block::self()->product_groups; }
+template <int count> void take_registers() { emulation::change_registers(count, true); }
+template <int count> void give_registers() { emulation::change_registers(count, false); }
+template <class... Written> void begin_products(Written&...) { emulation::Block::self()->begun_products = true; }
+inline void commit_products() {
+  ++emulation::Block::self()->product_groups;
+  emulation::Block::self()->begun_products = false;
+}
 template <int pending, class... Held> void wait_for_products(Held&...) { emulation::make_products(pending); }
 
 }  // namespace slipway::cuda
