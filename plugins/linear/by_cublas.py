@@ -31,7 +31,7 @@ OWN_SHARES = {"sm80": 0.6, "sm86": 0.6, "sm89": 0.6, "sm90": 0.45, "sm100": 0.25
 CUBLAS_SHARE = 0.75
 MARGIN_S = 5e-6
 CUBLAS_BLOCK, CUBLAS_SPLITS = (128, 128), 4  # rows and outputs; blocks that share them where there are few
-OWN_BLOCK = 64, 128  # rows and outputs, of which a multiprocessor has two; as in many_rows.cuh
+OWN_BLOCK = 64, 128  # rows and outputs; as in many_rows.cuh
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CublasLinear:
 
     def own_seconds(self, rows: int) -> float:
         """What our kernel should take."""
-        fill = min(1.0, self._blocks(rows, OWN_BLOCK) / (2 * self.target.gpu.multiprocessors))
+        fill = min(1.0, self._blocks(rows, OWN_BLOCK) / self.target.gpu.multiprocessors)
         fill = fill if rows > OWN_BLOCK[0] else 1  # up to one block of rows, blocks share outputs
         return self._card.seconds(self._weight_bytes, self._flops(rows) / (OWN_SHARES[self.target.kind] * fill), 1)
 

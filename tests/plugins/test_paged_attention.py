@@ -207,7 +207,7 @@ def test_rotation_is_of_complex_numbers(interleaved):
 def test_export_keeps_the_op_and_its_cache():
     class Model(torch.nn.Module):
         def forward(self, *args):
-            return torch.ops.slipway.paged_attention(*args, 0, 4, 2, 16, 0.25, None, None)
+            return torch.ops.slipway.paged_attention(*args, 0, 4, 2, 16, 0.25, None, None, None)
 
     sequences = Sequences(Shape(head_dim=16, source=F32), [3, 2])
     step = sequences.step(all_of(sequences))
