@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,10 @@ from slipway.compiler.machine import processor
 from slipway.compiler.quantities import bytes_text
 from slipway.compiler.target import GPUS
 from slipway.compiler.version import runtime_digest, source_digest
-from slipway.recipes.schema import Recipe
+from slipway.recipes.schema import LEAST_CUBLAS_ROWS, Recipe
 from slipway.runtime import gpu
 from slipway.runtime.machine import available_bytes, usable_cores
-from slipway.runtime.manifest import Manifest
+from slipway.runtime.manifest import FILE_NAME, Manifest, Needs
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
 WINDOW = 256  # tokens
@@ -153,11 +153,34 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
     with tempfile.TemporaryDirectory() as folder:
         tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
         np.save(tokens, windows)
-        command = [sys.executable, "-m", "slipway.runtime.score", str(engine), str(tokens), str(logits)]
+        measured = _in_fp8(engine, pathlib.Path(folder) / "engine")
+        command = [sys.executable, "-m", "slipway.runtime.score", str(measured), str(tokens), str(logits)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(target))
         if done.returncode:
             raise InternalError(f"the engine just built does not run:\n{done.stderr[-4000:]}")
         return np.load(logits)
+
+
+def _in_fp8(engine: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """The engine, or a copy of it that has fp8 activations wherever the engine would have them in larger steps than are measured."""
+    manifest = Manifest.read(engine)
+    kernels = {symbol: _kernel_in_fp8(needs) for symbol, needs in manifest.plan.kernels.items()}
+    if kernels == manifest.plan.kernels:
+        return engine
+    copy.mkdir()
+    for part in engine.iterdir():
+        if part.name != FILE_NAME:
+            (copy / part.name).symlink_to(part.resolve())
+    replace(manifest, plan=replace(manifest.plan, kernels=kernels)).write(copy)
+    return copy
+
+
+def _kernel_in_fp8(needs: Needs) -> Needs:
+    first = next((launch.min_rows for launch in needs.launches if launch.matmul and launch.matmul.factors == "e4m3"), None)
+    if first is None:
+        return needs
+    kept = (launch for launch in needs.launches if launch.min_rows < LEAST_CUBLAS_ROWS or launch.min_rows == first)
+    return replace(needs, launches=tuple(replace(launch, min_rows=min(launch.min_rows, LEAST_CUBLAS_ROWS)) for launch in kept))
 
 
 def _is_emulated(target: str) -> bool:

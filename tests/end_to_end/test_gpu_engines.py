@@ -166,6 +166,17 @@ def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, mes
         check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=kernels)), "engine")
 
 
+def test_fp8_activations_are_measured_where_steps_of_the_measurement_would_not_have_them(build):
+    measured = [json.loads((build("demo-qwen3/sm90-bf16", *CUBLAS_FP8[:-1], f"gpu.cublas={rows}") / "verify.json").read_text()) for rows in (17, 300)]
+    assert measured[0]["kl"] == pytest.approx(measured[1]["kl"], rel=1e-3) and measured[0]["limit"] == 0.02
+
+
+def test_a_recipe_with_fp8_activations_that_no_step_has_is_refused(tmp_path):
+    settings = [word for setting in CUBLAS_FP8[:-1] for word in ("--set", setting)]
+    refused = slipway("build", "demo-qwen3/sm90-bf16", "-o", tmp_path / "engine", *settings)
+    assert refused.returncode == 2 and "precision.activations: no linear has fp8 activations in steps of up to" in refused.stderr
+
+
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")
 def test_without_cublaslt_it_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(gpu, "CUBLASLT", "libno-such-library.so")
