@@ -1,24 +1,12 @@
-#include <dlfcn.h>
-
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-
 #include "cublaslt_api.hpp"
+#include "shared_library.hpp"
 
 namespace slipway {
 namespace {
 
-constexpr const char* library_name = "libcublasLt.so.13";
-
 CublasLtApi load() {
-  void* library = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
-  if (!library) throw std::runtime_error("no cuBLASLt on this machine (" + std::string(dlerror()) + ")");
-  const auto find = [&](auto& function, const char* name) {
-    void* address = dlsym(library, name);
-    if (!address) throw std::runtime_error(std::string(library_name) + " has no " + name);
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
-  };
+  const SharedLibrary library("libcublasLt.so.13", "cuBLASLt");
+  const auto find = [&](auto& function, const char* name) { library.find(function, name); };
   CublasLtApi api{};
   find(api.create, "cublasLtCreate");
   find(api.destroy, "cublasLtDestroy");

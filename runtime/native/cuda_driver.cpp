@@ -1,25 +1,17 @@
-#include <dlfcn.h>
-
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 #include "cuda_api.hpp"
+#include "shared_library.hpp"
 
 namespace slipway {
 namespace {
 
-constexpr const char* library_name = "libcuda.so.1";
 constexpr int oldest_version = 13000;  // of the compiler that made the cubins
 
 CudaApi load() {
-  void* library = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
-  if (!library) throw std::runtime_error("no NVIDIA driver on this machine (" + std::string(dlerror()) + ")");
-  const auto find = [&](auto& function, const char* name) {
-    void* address = dlsym(library, name);
-    if (!address) throw std::runtime_error(std::string(library_name) + " has no " + name + ": the NVIDIA driver is too old");
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
-  };
+  const SharedLibrary library("libcuda.so.1", "NVIDIA driver");
+  const auto find = [&](auto& function, const char* name) { library.find(function, name, ": the NVIDIA driver is too old"); };
   CudaApi api{};
   find(api.init, "cuInit");
   find(api.get_error_string, "cuGetErrorString");
