@@ -163,4 +163,3 @@ class GpuProblem:
         traits = [str(self.fmt.group_size), str(self.fmt.zero_point).lower()] if self.fmt.name == "int4" else []
         name = "".join(word.capitalize() for word in self.fmt.name.split("_"))
         return f"{name}<{', '.join(['tiles', 'inputs', *traits])}>"
-

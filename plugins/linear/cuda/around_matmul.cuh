@@ -36,23 +36,22 @@ template <class P, class R> inline void quantize_inputs(const Call& call) {
       body(i, values);
     }
   };
-  const auto larger = [](float a, float b) { return b > a || b != b ? b : a; };  // NaN is the largest: the scale says it
   float largest = 0;
   each_eight([&](int, const float (&values)[8]) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) largest = larger(largest, fabsf(values[j]));
+    for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
   });
   auto& s = shared<QuantizeShared>();
-  largest = warp_reduce(largest, larger);
+  largest = warp_reduce(largest, larger_or_nan);
   if (lane() == 0) s.largest[threadIdx.x / 32] = largest;
   __syncthreads();
   largest = s.largest[0];
 #pragma unroll
-  for (int warp = 1; warp < quantize_threads / 32; ++warp) largest = larger(largest, s.largest[warp]);
+  for (int warp = 1; warp < quantize_threads / 32; ++warp) largest = larger_or_nan(largest, s.largest[warp]);
 
   const R record(call, row);
   if (threadIdx.x == 0) record.scale() = largest / Fp8Code::largest;
-  const float inverse = largest > 0 ? min(Fp8Code::largest / largest, 3.402823466e38f) : 0;
+  const float inverse = codes_per_unit<Fp8Code>(largest);
   each_eight([&](int i, const float (&values)[8]) {
     Words<2> codes{};
 #pragma unroll

@@ -47,12 +47,11 @@ template <class S, class In> inline void load_vector(const Operand& of, int toke
 
 // Writes the scale with which the largest of a token's numbers has the largest code; returns what makes numbers codes.
 template <class S, class Value> inline float write_scale(Value value, std::byte* head, int slot, bool of_values) {
-  const auto larger = [](float a, float b) { return b > a || b != b ? b : a; };  // NaN is the largest: the scale says it
   float largest = 0;
-  for (int i = lane(); i < S::head_dim; i += 32) largest = larger(largest, fabsf(value(i)));
-  largest = warp_reduce(largest, larger);
+  for (int i = lane(); i < S::head_dim; i += 32) largest = larger_or_nan(largest, fabsf(value(i)));
+  largest = warp_reduce(largest, larger_or_nan);
   if (lane() == 0) const_cast<float*>(scales_of<S>(head, of_values))[slot] = largest / S::Cache::largest;
-  return largest > 0 ? min(S::Cache::largest / largest, 3.402823466e38f) : 0;
+  return codes_per_unit<typename S::Cache>(largest);
 }
 
 template <class S, class Value> inline void write_key(Value value, std::byte* head, int slot) {
