@@ -88,6 +88,7 @@ CASES = [
     *(Case(fmt, 72, 456, groups=True) for fmt in FORMATS if fmt != BF16 and TARGET.kind == "sm90"),
     *(Case(fmt, 40, 640, activation="silu", dtype=BF16_STORAGE, groups=True) for fmt in FORMATS if fmt != BF16 and not fmt.zero_point and TARGET.kind == "sm90"),
     *(Case(INT8, 264, 100, source=F32, biased=True, groups=True) for _ in range(TARGET.kind == "sm90")),  # more than a block has, inputs that 8 does not divide
+    *(Case(INT8, outputs, 128, dtype=BF16_STORAGE, biased=True, groups=True) for outputs in (33, 274) if TARGET.kind == "sm90"),  # rows that are not all of pairs, and that are
     Case(FP8_BLOCK, 200, 456, activation="silu"),  # of two blocks of outputs, the second in part
 ]
 

@@ -100,6 +100,32 @@ template <class W> struct OutputUnits {
   }
 };
 
+// Of the outputs g and g + 8 of a tile that a lane has, two neighbours, the others being those of the lane beside it: a warp's
+// stores then fill whole sectors.
+struct Neighbours {
+  int first;  // in the tile
+  float values[2];
+
+  explicit Neighbours(const float (&own)[2]) {
+    const int g = lane() / 4;
+    const bool odd = g % 2 != 0;
+    const float other = __shfl_xor_sync(~0u, odd ? own[0] : own[1], 4);
+    first = odd ? g + 7 : g;
+    values[0] = odd ? other : own[0];
+    values[1] = odd ? own[1] : other;
+  }
+
+  template <int outputs, class Out> void store_to(Out* row, int output) const {
+    if constexpr (outputs % 2 == 0) {
+      if (output < outputs) store_two(row + output, values);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (output + i < outputs) store(row + output + i, values[i]);
+    }
+  }
+};
+
 template <class P> inline void consume(const Call& call, int first_row) {
   using W = typename P::Weights;
   constexpr int portions = W::fold && W::fold < chunk_columns ? chunk_columns / W::fold : 1, each = 4 / portions;  // multiplications between two changes of units
@@ -142,21 +168,22 @@ template <class P> inline void consume(const Call& call, int first_row) {
   }
   units.count(sums);
 
+  if (first_tile >= P::tiles) return;
 #pragma unroll
-  for (int i = 0; i < block_rows / 2; ++i) {
-    const int row = first_row + i / 4 * 8 + 2 * q + i % 2, in_tile = g + i / 2 % 2 * 8;
-    const auto write = [&](int tile, float value) {
-      const int output = tile * tile_rows + in_tile;
-      if (row < rows && output < P::outputs) store(call.outputs[0].row<typename P::Out>(row) + output, value);
+  for (int i = 0; i < block_rows / 4; ++i) {
+    const int at = i / 2 * 4 + i % 2, row = first_row + i / 2 * 8 + 2 * q + i % 2;  // of the sums, those of g and, two on, of g + 8
+    const auto value = [&](int p, int second) { return finished<P>(call, sums[p][at + 2 * second], first_tile + p, g + 8 * second); };
+    const auto write = [&](int tile, const float (&values)[2]) {
+      const Neighbours two(values);
+      if (const int output = tile * tile_rows + two.first; row < rows) two.template store_to<P::outputs>(call.outputs[0].row<typename P::Out>(row), output);
     };
-    if (first_tile >= P::tiles) continue;
     if constexpr (P::gated) {
-      const float gate = finished<P>(call, sums[0][i], first_tile, in_tile);
-      write(first_tile / 2, typename P::Activation()(gate) * finished<P>(call, sums[1][i], first_tile + 1, in_tile));
+      const typename P::Activation activation;
+      write(first_tile / 2, {activation(value(0, 0)) * value(1, 0), activation(value(0, 1)) * value(1, 1)});
     } else {
 #pragma unroll
       for (int p = 0; p < pairs; ++p)
-        if (first_tile + p < P::tiles) write(first_tile + p, finished<P>(call, sums[p][i], first_tile + p, in_tile));
+        if (first_tile + p < P::tiles) write(first_tile + p, {value(p, 0), value(p, 1)});
     }
   }
 }

@@ -39,6 +39,16 @@ inline Words<4> load_eight(const float* from) {
   return result;
 }
 
+// Two neighbours, to memory aligned to both.
+inline void store_two(bf16* to, const float (&x)[2]) {
+  check_alignment(to, 4);
+  *reinterpret_cast<Words<1>*>(to) = {{pack_bf16(x[0], x[1])}};
+}
+inline void store_two(float* to, const float (&x)[2]) {
+  check_alignment(to, 8);
+  *reinterpret_cast<Words<2>*>(to) = {{as_bits(x[0]), as_bits(x[1])}};
+}
+
 // Eight neighbours, to 16-byte aligned memory.
 inline void store_eight(bf16* to, const float (&x)[8]) {
   check_alignment(to, 16);
