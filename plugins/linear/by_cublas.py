@@ -1,8 +1,8 @@
 """Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
 
 bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
-multiply those at up to twice the rate of bf16. Where more is to be done than the multiplication, a row's record in the scratch holds its codes and scale and
-what it is multiplied to.
+multiply those at up to twice the rate of bf16. A norm that only such linears read makes the codes itself. Where more is to be done than the
+multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class CublasLinear:
     dtype: torch.dtype
     fp8_activations: bool
     target: Target
+    coded: bool = False  # its activations come as codes
 
     @property
     def possible(self) -> bool:
@@ -85,19 +86,23 @@ class CublasLinear:
 
     def seconds(self, rows: int) -> float:
         """What cuBLASLt should take, and the launches around it."""
-        card, rate = self._card, CUBLAS_SHARE * (2 if self.fmt == FP8 else 1)
+        card, rate = self._card, CUBLAS_SHARE * (2 if self.in_e4m3 else 1)
         around = rows * (self.record_bytes * 2 + self.outputs * self.dtype.itemsize) / card.read_bytes_per_s if self.finishes else 0
         rate *= min(1.0, CUBLAS_SPLITS * self._blocks(rows, CUBLAS_BLOCK) / self.target.gpu.multiprocessors)
-        return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.quantizes + self.finishes) + around
+        return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.in_e4m3 + self.finishes) + around
+
+    @property
+    def in_e4m3(self) -> bool:
+        return self.fmt == FP8
 
     @property
     def quantizes(self) -> bool:
-        return self.fmt == FP8
+        return self.in_e4m3 and not self.coded
 
     @property
     def finishes(self) -> bool:
         """Whether anything is left to do with a row of sums."""
-        return self.quantizes or self.gated or self.biased
+        return self.in_e4m3 or self.gated or self.biased
 
     @property
     def record_bytes(self) -> int:
@@ -119,6 +124,8 @@ class CublasLinear:
         return {
             "record": f"{self.record_bytes}, {self.results_at}",
             "Result": "bf16" if self.results_itemsize == 2 else "float",
+            "in_e4m3": self.in_e4m3,
+            "coded": self.coded,
             "quantizes": self.quantizes,
             "finishes": self.finishes,
         }
@@ -129,9 +136,9 @@ class CublasLinear:
         results = ScratchRows(self.results_at, self.record_bytes) if self.finishes else None
         matmul = Matmul(
             outputs=self._packed_outputs if self.finishes else self.outputs,
-            inputs=self._packed_inputs if self.quantizes else self.inputs,
+            inputs=self._packed_inputs if self.in_e4m3 else self.inputs,
             weight_columns=self._packed_inputs,
-            factors="e4m3" if self.quantizes else "bf16",
+            factors="e4m3" if self.in_e4m3 else "bf16",
             results=("bf16" if self.results_itemsize == 2 else "f32") if self.finishes else {torch.bfloat16: "bf16", torch.float32: "f32"}[self.dtype],
             source=codes,
             destination=results,

@@ -40,6 +40,10 @@ class GpuProblem:
         found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, fp8_activations, self.target)
         return replace(self, cublas=found if found.rows else None)
 
+    def with_codes(self, coded: bool) -> GpuProblem:
+        """The same; coded: the rows that are cuBLASLt's come as codes."""
+        return replace(self, cublas=replace(self.cublas, coded=True)) if coded else self
+
     @property
     def tiles(self) -> pack_cuda.Tiles:
         return pack_cuda.Tiles(self.fmt)

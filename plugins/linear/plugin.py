@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from slipway.compiler.ops import is_op
 from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear.on_gpu import GpuProblem
 from slipway.plugins.linear.on_host import HostProblem
+from slipway.plugins.linear.pack_cuda import CHUNK
 from slipway.plugins.plugin import Cost, Kernel
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.quantization.formats import BF16, FORMATS
+
+
+NORMS = ("slipway::rms_norm", "slipway::add_rms_norm")  # whose blocks have a whole row, and so the scale of its codes
 
 
 @torch.library.custom_op("slipway::gated_linear", mutates_args=())
@@ -47,13 +52,14 @@ class LinearPlugin:
         problem = _problem(node, target)
         outputs, inputs, gated, fmt = problem.outputs, problem.inputs, problem.gated, problem.fmt
         x, *weights = node.args[: 3 if gated else 2]
-        bias = None if gated or len(node.args) < 3 else node.args[2]
+        bias = _bias(node)
         source, dtype = x.meta["storage"], node.meta["storage"]
+        coded = codes_from(producer_of(x), target) is not None
         if target.gpu:
-            problem = problem.with_cublas(source, dtype, bias is not None, node.meta.get("fp8_activations", False))
-        in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.quantizes)
+            problem = _with_cublas(node, target).with_codes(coded)
+        in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.in_e4m3)
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("coded", coded)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -83,6 +89,35 @@ class LinearPlugin:
                 token_flops=2 * len(weights) * outputs * inputs,
             ),
         )
+
+
+def codes_from(producer: Node, target: Target) -> int | None:
+    """From so many rows on, rows of a norm are codes and a scale (slipway/cuda/coded_rows.cuh); None: never.
+
+    That is where all who read it are linears whose rows cuBLASLt multiplies in e4m3, from as many on.
+    """
+    if not target.gpu or not is_op(producer, *NORMS) or producer.args[0].meta["val"].shape[1] % CHUNK:
+        return None
+    normed = [user for user in producer.users if user.args[1] == 0] if is_op(producer, "slipway::add_rms_norm") else [producer]
+    readers = [reader for value in normed for reader in value.users]
+    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in normed for reader in readers):
+        return None
+    found = {p.cublas.rows if (p := _with_cublas(reader, target)).cublas and p.cublas.in_e4m3 else None for reader in readers}
+    return found.pop() if len(found) == 1 else None
+
+
+def producer_of(x: Node) -> Node:
+    """Of activations, the first output of an op among them."""
+    return x.args[0] if is_op(x, "getitem") and x.args[1] == 0 else x
+
+
+def _with_cublas(node: Node, target: Target) -> GpuProblem:
+    source, dtype = node.args[0].meta["storage"], node.meta["storage"]
+    return _problem(node, target).with_cublas(source, dtype, _bias(node) is not None, node.meta.get("fp8_activations", False))
+
+
+def _bias(node: Node) -> Node | None:
+    return None if _is_gated(node) or len(node.args) < 3 else node.args[2]
 
 
 def _problem(node: Node, target: Target) -> HostProblem | GpuProblem:

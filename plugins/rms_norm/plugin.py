@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from slipway.compiler.target import Target
+from slipway.plugins.linear.plugin import codes_from
 from slipway.plugins.plugin import ONE, Cost, Extent, Kernel, Launch, PackedWeight, on_gpu
 from slipway.plugins.rendering import CPP_TYPES, render, symbol
 
@@ -72,7 +73,7 @@ def packed_scale(weight: Node, plus_one: bool) -> PackedWeight:
 
 
 class RmsNormPlugin:
-    """Storage of x and of the norm is free; the residual and the sum are float32."""
+    """Storage of x and of the norm is free; the residual and the sum are float32. On a GPU many rows may be stored as codes (`codes_from`)."""
 
     ops = ("slipway::rms_norm", "slipway::add_rms_norm", "slipway::head_rms_norm")
 
@@ -89,7 +90,10 @@ class RmsNormPlugin:
         sources = [a.meta["storage"] for a in activations]
         threads = min(MOST_THREADS, -(-group // (32 * EACH)) * 32)
         op = "add_rms_norm" if adds else "rms_norm"
-        name = symbol(op, columns, group, *sources, *dtypes, eps, *(["unweighted"] if weight is None else []))
+        codes = codes_from(node, target)
+        traits = [t for t, there in (("unweighted", weight is None), ("coded", codes is not None)) if there]
+        name = symbol(op, columns, group, *sources, *dtypes, eps, *traits)
+        functions = {name: (1, codes - 1), f"{name}_codes": (codes, None)} if codes else {name: (1, None)}  # and rows that they are for
         source = render(
             __file__,
             target,
@@ -102,6 +106,7 @@ class RmsNormPlugin:
             columns=columns,
             group=group,
             threads=threads,
+            functions=list(zip(functions, (CPP_TYPES[dtypes[0]], "rms_norm::Codes"))),
             eps=eps,
             weighted=weight is not None,
         )
@@ -110,7 +115,10 @@ class RmsNormPlugin:
             source=source,
             inputs=tuple(activations),
             output_dtypes=tuple(dtypes),
-            launches=on_gpu(target, Launch(name, threads, (Extent("rows"), Extent(fixed=columns // group), ONE), 4 * (threads // 32))),
+            launches=on_gpu(target, *(
+                Launch(function, threads, (Extent("rows"), Extent(fixed=columns // group), ONE), 8 * (threads // 32), min_rows=least, max_rows=most)
+                for function, (least, most) in functions.items()
+            )),
             weights=() if weight is None else (packed_scale(weight, plus_one),),
             cost=Cost(
                 weight_bytes=4 * group if weight is not None else 0,

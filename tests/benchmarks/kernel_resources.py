@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "plugins"))
-from nodes import BF16, F32, call_node  # noqa: E402
+from nodes import BF16, F32, call_node, norm_and_readers  # noqa: E402
 from paged import Sequences, Shape  # noqa: E402
 
 from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
@@ -23,7 +23,7 @@ from slipway.plugins.draw_tokens.plugin import PLUGIN as DRAW_TOKENS  # noqa: E4
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
-from slipway.quantization.formats import FORMATS, KV_FORMATS  # noqa: E402
+from slipway.quantization.formats import FORMATS, FP8, KV_FORMATS  # noqa: E402
 
 HIDDEN, FFN, VOCABULARY = 4096, 14336, 128256
 HEAD_DIMS = (64, 128, 256)
@@ -47,6 +47,7 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
             yield f"attention of {head_dim} {kv.name}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
+    yield "norm for fp8", RMS_NORM.lower(norm_and_readers("add_rms_norm", HIDDEN, (HIDDEN, FP8))[0], target)
     yield "draw", DRAW_TOKENS.lower(call_node(torch.ops.slipway.draw_tokens.default, torch.empty(1, VOCABULARY), storage=torch.int32), target)
 
 

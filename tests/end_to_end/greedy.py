@@ -28,12 +28,12 @@ def prompts_of(model: str, count: int, tokens: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def reference(model: str, prompts: torch.Tensor, new_tokens: int, held: Callable[[str, torch.Tensor], torch.Tensor] | None = None):
-    """Greedy tokens of transformers in float32, and the logits each came from. held: a linear's weight, by its path, as an engine has it."""
+def reference(model: str, prompts: torch.Tensor, new_tokens: int, as_held: Callable[[str, torch.nn.Linear], None] | None = None):
+    """Greedy tokens of transformers in float32, and the logits each came from. as_held: makes a linear, by its path, multiply what an engine's does."""
     network = AutoModelForCausalLM.from_pretrained(checkpoint_of(model), dtype=torch.float32)
     for path, module in network.named_modules():
-        if held and isinstance(module, torch.nn.Linear):
-            module.weight = torch.nn.Parameter(held(path, module.weight))
+        if as_held and isinstance(module, torch.nn.Linear):
+            as_held(path, module)
     out = network.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
                            do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True)  # fmt: skip
     return out.sequences[:, prompts.shape[1] :], torch.stack(out.logits, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from greedy import check_greedy, prompts_of, reference
 
 from slipway.compiler.target import GPUS
@@ -58,11 +59,21 @@ def choose_device(monkeypatch, seed):
         monkeypatch.setenv("SLIPWAY_DEVICE", f"emulated:{seed}")
 
 
+def in_e4m3(x):
+    """[sequences, tokens, K] as it is multiplied: what an output's row of an fp8 weight is held as."""
+    return formats.round_trip(x.flatten(0, 1), formats.FP8).view_as(x)
+
+
 @functools.cache
 def reference_of(model, precision):
-    """What transformers says with each linear's weight as an engine of that precision multiplies with it."""
-    held = lambda path, weight: formats.round_trip(weight, formats.parse(*precision.of(path)), rungs=False)  # noqa: E731
-    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, held)
+    """What transformers says with each linear's weight, and activations of prompts, as an engine of that precision multiplies them."""
+
+    def as_held(path, linear):
+        linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
+        if precision.activations == "fp8" and path != "lm_head":
+            linear.register_forward_pre_hook(lambda _, given: in_e4m3(given[0]) if given[0].shape[1] > 1 else None)  # of a token alone they stay bf16
+
+    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held)
 
 
 @pytest.mark.parametrize("name, overrides", ENGINES, ids=lambda part: part if isinstance(part, str) else "-".join(p.split("=")[1] for p in part))
@@ -153,7 +164,7 @@ def test_without_a_gpu_it_says_how_to_run_it_all_the_same(engine_directory, monk
 )
 def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, message):
     manifest = Manifest.read(build("demo-qwen3/sm90-bf16", *CUBLAS_FP8))
-    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul for launch in needs.launches))
+    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.source for launch in needs.launches))
 
     def damaged(launch):
         if not launch.matmul:
@@ -169,6 +180,15 @@ def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, mes
 def test_fp8_activations_are_measured_where_steps_of_the_measurement_would_not_have_them(build):
     measured = [json.loads((build("demo-qwen3/sm90-bf16", *CUBLAS_FP8[:-1], f"gpu.cublas={rows}") / "verify.json").read_text()) for rows in (17, 300)]
     assert measured[0]["kl"] == pytest.approx(measured[1]["kl"], rel=1e-3) and measured[0]["limit"] == 0.02
+
+
+def test_norms_make_the_codes_that_linears_multiply(build):
+    kernels = Manifest.read(build("demo-qwen3/sm90-bf16", *CUBLAS_FP8)).plan.kernels
+    functions = {symbol: [launch.function.removeprefix(symbol) for launch in needs.launches if launch.min_rows <= 17 <= (launch.max_rows or 17)] for symbol, needs in kernels.items()}
+    made_by_norms = [symbol for symbol, names in functions.items() if names == ["cublasLtMatmul", "_finish"]]
+    assert len([symbol for symbol, names in functions.items() if names == ["_codes"]]) in (1, 2)  # whether a norm adds
+    assert sum("gated" in symbol for symbol in made_by_norms) == 1 and len(made_by_norms) == 2  # q|k|v and gate|up
+    assert sum(names[:1] == ["_quantize"] for names in functions.values()) == 2  # o and down
 
 
 def test_a_recipe_with_fp8_activations_that_no_step_has_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx import Graph, Node
 
 from slipway.compiler.target import Target
 from slipway.plugins.plugin import Kernel
+from slipway.quantization.formats import WeightFormat
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -23,6 +25,23 @@ def call_node(op: torch._ops.OpOverload, *args: object, storage: torch.dtype | t
     node = graph.call_function(op, tuple(nodes))
     node.meta.update(val=_fake_value(op, args), storage=storage)
     return node
+
+
+def norm_and_readers(op: str, inputs: int, *readers: tuple[int, WeightFormat]) -> tuple[Node, list[Node]]:
+    """A norm of `inputs` columns in bf16, and linears that read it: outputs and weight format of each."""
+    x, residual, weight = torch.zeros(2, inputs).bfloat16(), torch.zeros(2, inputs), torch.zeros(inputs)
+    adds = op == "add_rms_norm"
+    norm = call_node(getattr(torch.ops.slipway, op).default, x, *([residual] if adds else []), weight, 1e-6, False, storage=(BF16, F32) if adds else BF16)
+    graph, value = norm.graph, norm
+    if adds:
+        value = graph.call_function(operator.getitem, (norm, 0))
+        value.meta.update(val=norm.meta["val"][0], storage=BF16)
+    linears = []
+    for number, (outputs, fmt) in enumerate(readers):
+        w = _placeholder(graph, f"weight{number}", torch.zeros(outputs, inputs, device="meta"))
+        linears.append(graph.call_function(torch.ops.aten.linear.default, (value, w)))
+        linears[-1].meta.update(val=torch.zeros(2, outputs), storage=F32, weight_format=fmt, fp8_activations=True)
+    return norm, linears
 
 
 def _fake_value(op: torch._ops.OpOverload, args: tuple) -> object:

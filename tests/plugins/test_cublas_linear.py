@@ -47,19 +47,25 @@ def meaning(case, rows):
     return ACTIVATIONS[case.activation](y[0]) * y[1] if case.activation else y[0]
 
 
-def run(case, rows, captured_rows):
-    images = compile_emulated([case.kernel])
-    bench = Bench(images) if ON_GPU else Bench({launch.function: images._name for launch in case.kernel.launches}, 1)
-    x, size = torch.full((captured_rows, case.inputs), torch.nan, dtype=case.source), case.dtype.itemsize
-    x[:rows] = case.x[:rows]
-    out = bench.filled(captured_rows * case.outputs * size)
+def run_with_cublas(kernel, x, captured_rows, dtype, packed, outputs):
+    """x: [rows, K] -> [rows, outputs]; a graph's other rows hold NaN."""
+    images = compile_emulated([kernel])
+    bench = Bench(images) if ON_GPU else Bench({launch.function: images._name for launch in kernel.launches}, 1)
+    rows, inputs = x.shape
+    given = torch.full((captured_rows, inputs), torch.nan, dtype=x.dtype)
+    given[:rows] = x
+    out = bench.filled(captured_rows * outputs * dtype.itemsize)
     call = bench.call(
-        case.kernel, bench.batch(Batch(num_tokens=rows)), [Operand(bench.put(x.view(torch.uint8).numpy()), case.inputs * x.itemsize)],
-        [Operand(out, case.outputs * size)], [bench.put(w) for w in case.packed], captured_rows,
+        kernel, bench.batch(Batch(num_tokens=rows)), [Operand(bench.put(given.view(torch.uint8).numpy()), inputs * x.itemsize)],
+        [Operand(out, outputs * dtype.itemsize)], [bench.put(w) for w in packed], captured_rows,
     )  # fmt: skip
-    bench.launch(case.kernel, call, {"rows": captured_rows, "tokens": captured_rows, "sequences": 1}, 1)
+    bench.launch(kernel, call, {"rows": captured_rows, "tokens": captured_rows, "sequences": 1}, 1)
     bench.native.synchronize()
-    return torch.frombuffer(bytearray(bench.native.read(out, rows * case.outputs * size)), dtype=case.dtype).view(rows, case.outputs)
+    return torch.frombuffer(bytearray(bench.native.read(out, rows * outputs * dtype.itemsize)), dtype=dtype).view(rows, outputs)
+
+
+def run(case, rows, captured_rows):
+    return run_with_cublas(case.kernel, case.x[:rows], captured_rows, case.dtype, case.packed, case.outputs)
 
 
 @pytest.mark.parametrize("rows, captured_rows", [(17, 17), (19, 32), (70, 72)])

@@ -1,28 +1,30 @@
 // What a linear does before and after cuBLASLt's multiplication. Mirrors plugins/linear/by_cublas.py.
 //
-// Each row has a record in the scratch: the codes of its activations, if those are multiplied in e4m3, what it was multiplied to
-// (outputs in the order of the packed weights), and behind that the scale of the codes.
+// Each row has a record in the scratch: the codes of its activations, if those are multiplied in e4m3 and do not come as codes, what it was
+// multiplied to (outputs in the order of the packed weights), and behind that the scale of the codes.
 #pragma once
 #include "linear/cuda/problem.cuh"
+#include "slipway/cuda/coded_rows.cuh"
 
 namespace slipway::cuda::linear {
 
 inline constexpr int quantize_threads = 256, finish_threads = 256, finish_outputs = 8;  // of a thread
 
-template <class P, class Result_, int64_t bytes, int64_t results_at> struct Record {
+// coded: the call's input has the codes, and behind them their scale.
+template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded> struct Record {
   using Result = Result_;
-  std::byte* begin;
+  std::byte *begin, *input;
 
-  Record(const Call& call, int row) : begin(call.scratch + row * bytes) {}
+  Record(const Call& call, int row) : begin(call.scratch + row * bytes), input(call.inputs[0].row<std::byte>(row)) {}
   Result* results() const { return reinterpret_cast<Result*>(begin + results_at); }
-  float& scale() const { return *reinterpret_cast<float*>(results() + P::tiles * tile_rows); }
+  float& scale() const { return *reinterpret_cast<float*>(coded ? input + P::inputs : reinterpret_cast<std::byte*>(results() + P::tiles * tile_rows)); }
 };
 
 struct QuantizeShared {
   float largest[quantize_threads / 32];
 };
 
-// Blocks along x have a row each. Codes lie as those of the weights do: [chunks][q][half][8], of every four the bytes 2 0 3 1.
+// Blocks along x have a row each.
 template <class P, class R> inline void quantize_inputs(const Call& call) {
   const int row = static_cast<int>(blockIdx.x);
   if (row >= call.rows()) return;
@@ -41,23 +43,16 @@ template <class P, class R> inline void quantize_inputs(const Call& call) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
   });
-  auto& s = shared<QuantizeShared>();
-  largest = warp_reduce(largest, larger_or_nan);
-  if (lane() == 0) s.largest[threadIdx.x / 32] = largest;
-  __syncthreads();
-  largest = s.largest[0];
-#pragma unroll
-  for (int warp = 1; warp < quantize_threads / 32; ++warp) largest = larger_or_nan(largest, s.largest[warp]);
+  largest = block_largest<quantize_threads>(largest, shared<QuantizeShared>().largest);
 
   const R record(call, row);
-  if (threadIdx.x == 0) record.scale() = largest / Fp8Code::largest;
+  if (threadIdx.x == 0) record.scale() = scale_of_codes(largest);
   const float inverse = codes_per_unit<Fp8Code>(largest);
   each_eight([&](int i, const float (&values)[8]) {
     Words<2> codes{};
 #pragma unroll
     for (int j = 0; j < 8; ++j) codes.words[j / 4] |= Fp8Code::encode(values[j] * inverse) << 8 * byte_of(j % 4);
-    const int chunk = i / 8, half = i % 8 / 4, q = i % 4;
-    *reinterpret_cast<Words<2>*>(record.begin + chunk * chunk_columns + q * 16 + half * 8) = codes;
+    *reinterpret_cast<Words<2>*>(record.begin + coded_eight(i)) = codes;
   });
 }
 
