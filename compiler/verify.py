@@ -32,7 +32,7 @@ from slipway.compiler.version import runtime_digest, source_digest
 from slipway.recipes.schema import LEAST_CUBLAS_ROWS, Recipe
 from slipway.runtime import gpu
 from slipway.runtime.machine import available_bytes, usable_cores
-from slipway.runtime.manifest import FILE_NAME, Manifest, Needs
+from slipway.runtime.manifest import FILE_NAME, Launch, Manifest
 
 TEXT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "heldout.txt"
 WINDOW = 256  # tokens
@@ -162,25 +162,34 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
 
 
 def _in_fp8(engine: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
-    """The engine, or a copy of it that has fp8 activations wherever the engine would have them in larger steps than are measured."""
+    """The engine, or, if its largest steps have fp8 activations, a copy of it in which all of more than a few tokens are run as those are."""
     manifest = Manifest.read(engine)
-    kernels = {symbol: _kernel_in_fp8(needs) for symbol, needs in manifest.plan.kernels.items()}
-    if kernels == manifest.plan.kernels:
+    most, needs = manifest.limits.max_batch_tokens, manifest.plan.kernels
+    if not any(launch.matmul and launch.matmul.factors == "e4m3" and _takes_part(launch, most) for each in needs.values() for launch in each.launches):
         return engine
     copy.mkdir()
     for part in engine.iterdir():
         if part.name != FILE_NAME:
             (copy / part.name).symlink_to(part.resolve())
+    kernels = {symbol: replace(each, launches=_as_largest(each.launches, most)) for symbol, each in needs.items()}
     replace(manifest, plan=replace(manifest.plan, kernels=kernels)).write(copy)
     return copy
 
 
-def _kernel_in_fp8(needs: Needs) -> Needs:
-    first = next((launch.min_rows for launch in needs.launches if launch.matmul and launch.matmul.factors == "e4m3"), None)
-    if first is None:
-        return needs
-    kept = (launch for launch in needs.launches if launch.min_rows < LEAST_CUBLAS_ROWS or launch.min_rows == first)
-    return replace(needs, launches=tuple(replace(launch, min_rows=min(launch.min_rows, LEAST_CUBLAS_ROWS)) for launch in kept))
+def _as_largest(launches: tuple[Launch, ...], most: int) -> tuple[Launch, ...]:
+    """Those of steps of LEAST_CUBLAS_ROWS rows and more: what takes part in steps of `most` rows."""
+    few = LEAST_CUBLAS_ROWS - 1
+    found = []
+    for launch in launches:
+        if _takes_part(launch, most):
+            found.append(replace(launch, min_rows=min(launch.min_rows, LEAST_CUBLAS_ROWS)))
+        elif launch.min_rows <= few:
+            found.append(replace(launch, max_rows=min(launch.max_rows or few, few)))
+    return tuple(found)
+
+
+def _takes_part(launch: Launch, rows: int) -> bool:
+    return launch.min_rows <= rows <= (launch.max_rows or rows)
 
 
 def _is_emulated(target: str) -> bool:

@@ -1,7 +1,7 @@
 """Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
 
 bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
-multiply those at up to twice the rate of bf16. A norm that only such linears read makes the codes itself. Where more is to be done than the
+multiply those at up to twice the rate of bf16. Where only such linears read it, a norm makes the codes itself, and so does what finishes a gated linear. Where more is to be done than the
 multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
 """
 
@@ -20,7 +20,8 @@ from slipway.plugins.linear import pack_cuda
 from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, ScratchRows
 from slipway.quantization.formats import BF16, FP8, WeightFormat
 
-QUANTIZE_THREADS, FINISH_THREADS, FINISH_OUTPUTS = 256, 256, 8  # around_matmul.cuh; outputs of a thread
+CODING_THREADS, FINISH_THREADS, FINISH_OUTPUTS = 256, 256, 8  # around_matmul.cuh; outputs of a thread
+CODING_SHARED_BYTES = 4 * CODING_THREADS // 32
 RECORD_ALIGNMENT = 256  # bytes
 LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
 MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
@@ -48,6 +49,7 @@ class CublasLinear:
     fp8_activations: bool
     target: Target
     coded: bool = False  # its activations come as codes
+    codes_from: int | None = None  # from so many rows on its outputs are to be codes
 
     @property
     def possible(self) -> bool:
@@ -128,6 +130,7 @@ class CublasLinear:
             "coded": self.coded,
             "quantizes": self.quantizes,
             "finishes": self.finishes,
+            "finish": [(name, body) for name, body, *_ in self._finish],
         }
 
     def launches(self, symbol: str) -> list[Launch]:
@@ -143,10 +146,25 @@ class CublasLinear:
             source=codes,
             destination=results,
         )
-        each_row, columns = Extent("rows"), Extent(fixed=-(-self.outputs // (FINISH_THREADS * FINISH_OUTPUTS)))
-        before = [Launch(f"{symbol}_quantize", QUANTIZE_THREADS, (each_row, ONE, ONE), 4 * QUANTIZE_THREADS // 32, min_rows=rows)]
-        after = [Launch(f"{symbol}_finish", FINISH_THREADS, (each_row, columns, ONE), min_rows=rows)]
-        return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after * self.finishes]
+        each_row = Extent("rows")
+        before = [Launch(f"{symbol}_quantize", CODING_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]
+        after = [
+            Launch(f"{symbol}_{name}", FINISH_THREADS, (each_row, Extent(fixed=blocks), ONE), shared_bytes, min_rows=least, max_rows=most)
+            for name, _, blocks, shared_bytes, least, most in self._finish
+        ]
+        return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after]
+
+    @property
+    def _finish(self) -> list[tuple[str, str, int, int, int, int | None]]:
+        """Functions that finish rows: name, body, blocks of a row, bytes of shared memory, and the rows of steps they are for."""
+        if not self.finishes:
+            return []
+        blocks, found = -(-self.outputs // (FINISH_THREADS * FINISH_OUTPUTS)), []
+        if self.codes_from != self.rows:
+            found.append(("finish", "finish_outputs", blocks, 0, self.rows, self.codes_from and self.codes_from - 1))
+        if self.codes_from:
+            found.append(("codes", "finish_as_codes", 1, CODING_SHARED_BYTES, self.codes_from, None))
+        return found
 
     def _blocks(self, rows: int, block: tuple[int, int]) -> int:
         return -(-rows // block[0]) * -(-self._packed_outputs // block[1])

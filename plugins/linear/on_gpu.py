@@ -40,9 +40,9 @@ class GpuProblem:
         found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, fp8_activations, self.target)
         return replace(self, cublas=found if found.rows else None)
 
-    def with_codes(self, coded: bool) -> GpuProblem:
-        """The same; coded: the rows that are cuBLASLt's come as codes."""
-        return replace(self, cublas=replace(self.cublas, coded=True)) if coded else self
+    def with_codes(self, coded: bool, codes_from: int | None) -> GpuProblem:
+        """The same; coded: rows that are cuBLASLt's come as codes. codes_from: so many rows or more leave as codes."""
+        return replace(self, cublas=self.cublas and replace(self.cublas, coded=coded, codes_from=codes_from))
 
     @property
     def tiles(self) -> pack_cuda.Tiles:

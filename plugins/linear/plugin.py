@@ -17,7 +17,7 @@ from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.quantization.formats import BF16, FORMATS
 
 
-NORMS = ("slipway::rms_norm", "slipway::add_rms_norm")  # whose blocks have a whole row, and so the scale of its codes
+CODERS = ("slipway::rms_norm", "slipway::add_rms_norm", "slipway::gated_linear")  # have kernels whose blocks see a whole row, and so the scale of its codes
 
 
 @torch.library.custom_op("slipway::gated_linear", mutates_args=())
@@ -54,12 +54,12 @@ class LinearPlugin:
         x, *weights = node.args[: 3 if gated else 2]
         bias = _bias(node)
         source, dtype = x.meta["storage"], node.meta["storage"]
-        coded = codes_from(producer_of(x), target) is not None
+        coded, codes = codes_from(producer_of(x), target) is not None, codes_from(node, target)
         if target.gpu:
-            problem = _with_cublas(node, target).with_codes(coded)
+            problem = _with_cublas(node, target).with_codes(coded, codes)
         in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.in_e4m3)
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("coded", coded)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("from_codes", coded), ("to_codes", codes)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -92,18 +92,22 @@ class LinearPlugin:
 
 
 def codes_from(producer: Node, target: Target) -> int | None:
-    """From so many rows on, rows of a norm are codes and a scale (slipway/cuda/coded_rows.cuh); None: never.
+    """From so many rows on, rows of what `producer` makes are codes and a scale (slipway/cuda/coded_rows.cuh); None: never.
 
-    That is where all who read it are linears whose rows cuBLASLt multiplies in e4m3, from as many on.
+    That is where all who read it are linears whose rows cuBLASLt multiplies in e4m3, from as many on; and a gated linear is its own by then.
     """
-    if not target.gpu or not is_op(producer, *NORMS) or producer.args[0].meta["val"].shape[1] % CHUNK:
+    if not target.gpu or not is_op(producer, *CODERS):
         return None
-    normed = [user for user in producer.users if user.args[1] == 0] if is_op(producer, "slipway::add_rms_norm") else [producer]
-    readers = [reader for value in normed for reader in value.users]
-    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in normed for reader in readers):
+    values = [user for user in producer.users if user.args[1] == 0] if is_op(producer, "slipway::add_rms_norm") else [producer]
+    readers = [reader for value in values for reader in value.users]
+    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in values for reader in readers):
         return None
-    found = {p.cublas.rows if (p := _with_cublas(reader, target)).cublas and p.cublas.in_e4m3 else None for reader in readers}
-    return found.pop() if len(found) == 1 else None
+    linears = [_with_cublas(reader, target).cublas for reader in readers]
+    rows = {each.rows if each and each.in_e4m3 and each.inputs % CHUNK == 0 else None for each in linears}
+    if len(rows) != 1 or None in rows:
+        return None
+    own = _with_cublas(producer, target).cublas if _is_gated(producer) else None
+    return None if _is_gated(producer) and not (own and own.rows <= min(rows)) else rows.pop()
 
 
 def producer_of(x: Node) -> Node:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "plugins"))
-from nodes import BF16, F32, call_node, norm_and_readers  # noqa: E402
+from nodes import BF16, F32, call_node, gated_and_readers, norm_and_readers  # noqa: E402
 from paged import Sequences, Shape  # noqa: E402
 
 from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
@@ -48,6 +48,7 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
     yield "norm for fp8", RMS_NORM.lower(norm_and_readers("add_rms_norm", HIDDEN, (HIDDEN, FP8))[0], target)
+    yield "gated fp8 for fp8", LINEAR.lower(gated_and_readers(FFN, HIDDEN, FP8, (HIDDEN, FP8))[0], target)
     yield "draw", DRAW_TOKENS.lower(call_node(torch.ops.slipway.draw_tokens.default, torch.empty(1, VOCABULARY), storage=torch.int32), target)
 
 

@@ -32,16 +32,28 @@ def norm_and_readers(op: str, inputs: int, *readers: tuple[int, WeightFormat]) -
     x, residual, weight = torch.zeros(2, inputs).bfloat16(), torch.zeros(2, inputs), torch.zeros(inputs)
     adds = op == "add_rms_norm"
     norm = call_node(getattr(torch.ops.slipway, op).default, x, *([residual] if adds else []), weight, 1e-6, False, storage=(BF16, F32) if adds else BF16)
-    graph, value = norm.graph, norm
+    value = norm
     if adds:
-        value = graph.call_function(operator.getitem, (norm, 0))
+        value = norm.graph.call_function(operator.getitem, (norm, 0))
         value.meta.update(val=norm.meta["val"][0], storage=BF16)
-    linears = []
-    for number, (outputs, fmt) in enumerate(readers):
-        w = _placeholder(graph, f"weight{number}", torch.zeros(outputs, inputs, device="meta"))
-        linears.append(graph.call_function(torch.ops.aten.linear.default, (value, w)))
-        linears[-1].meta.update(val=torch.zeros(2, outputs), storage=F32, weight_format=fmt, fp8_activations=True)
-    return norm, linears
+    return norm, [add_linear(value, *reader) for reader in readers]
+
+
+def gated_and_readers(outputs: int, inputs: int, fmt: WeightFormat, *readers: tuple[int, WeightFormat]) -> tuple[Node, list[Node]]:
+    """A gated linear with fp8 activations whose outputs are bf16, and linears that read it."""
+    weight = torch.zeros(outputs, inputs, device="meta")
+    gated = call_node(torch.ops.slipway.gated_linear.default, torch.zeros(2, inputs, device="meta"), weight, weight, "silu", storage=BF16)
+    gated.args[0].meta["storage"] = BF16
+    gated.meta.update(weight_format=fmt, fp8_activations=True)
+    return gated, [add_linear(gated, *reader) for reader in readers]
+
+
+def add_linear(x: Node, outputs: int, fmt: WeightFormat) -> Node:
+    """A linear with fp8 activations that reads x."""
+    weight = _placeholder(x.graph, f"weight{len(x.users)}", torch.zeros(outputs, x.meta["val"].shape[1], device="meta"))
+    linear = x.graph.call_function(torch.ops.aten.linear.default, (x, weight))
+    linear.meta.update(val=torch.zeros(2, outputs), storage=F32, weight_format=fmt, fp8_activations=True)
+    return linear
 
 
 def _fake_value(op: torch._ops.OpOverload, args: tuple) -> object:

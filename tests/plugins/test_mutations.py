@@ -13,14 +13,16 @@ import pytest
 import torch
 from emulated_gpu import GPU_TARGETS, LaunchError, compile_emulated, run_emulated
 from kernel_harness import PLUGINS
-from nodes import F32, call_node
+from nodes import F32, call_node, norm_and_readers
 from paged import Sequences, Shape, new_blocks, new_cache
+from test_coded_rows import codes_are_right, run_norm
+from test_cublas_linear import ALWAYS
 from test_cuda_draw_tokens import OPTIONS, drawn, kernel_of, params_of, random_logits, sampled
 from test_cuda_linear import Case
 
 from slipway.compiler.target import Target
 from slipway.plugins.rms_norm import plugin as rms_norm
-from slipway.quantization.formats import BF16, INT8
+from slipway.quantization.formats import BF16, FP8, INT8
 
 SEEDS = range(1, 33)
 DRAW_VOCABULARY = 4000
@@ -39,6 +41,7 @@ def of_warpgroups(header):
 
 MUTATIONS = [
     *occurrences("rms_norm/kernel.cuh", r"__syncthreads\(\);"),
+    *occurrences("include/slipway/cuda/coded_rows.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/few_rows.cuh", r"__syncthreads\(\);"),
     *occurrences("linear/cuda/few_rows.cuh", r"wait_for_previous\(\);"),
     *occurrences("linear/cuda/many_rows.cuh", r"__syncthreads\(\);"),
@@ -59,6 +62,10 @@ def norm_is_right(kernel, library, seed):
     out = torch.full((5, 1024), torch.nan)
     run_emulated(library, kernel, [x], [out], [weight.numpy()], seed=seed, threads=1)
     return torch.allclose(out, rms_norm.rms_norm(x, weight, 1e-6, False), atol=1e-4)
+
+
+def codes_of_norm_are_right(norm, library, seed):
+    return codes_are_right(*run_norm("add_rms_norm", norm, 19, 19, seed, library, threads=1))
 
 
 def linear_is_right(case, all_rows, library, seed):
@@ -97,10 +104,12 @@ def subjects():
     """By plugin: its kernels, and whether those of a library are right."""
     norm = call_node(torch.ops.slipway.rms_norm.default, torch.zeros(2, 1024), torch.zeros(1024), 1e-6, False, storage=F32)
     norm_kernel = rms_norm.PLUGIN.lower(norm, GPU_TARGETS[0])
+    coded_norm, _ = norm_and_readers("add_rms_norm", 1088, (32, FP8))
     draw_kernel = kernel_of(DRAW_VOCABULARY)
     attention, by_warpgroups = ([Sequences(shape, [700]).step([(0, 0, 1)]).lower(Target(kind)) for shape in SHAPES] for kind in ("sm80", "sm90"))
     return {
         "rms_norm": ([norm_kernel], functools.partial(norm_is_right, norm_kernel)),
+        "coded rows": ([rms_norm.PLUGIN.lower(coded_norm, ALWAYS)], functools.partial(codes_of_norm_are_right, coded_norm)),
         "linear": ([CASE.kernel], functools.partial(linear_is_right, CASE, (5, 40, 70))),
         "linear by warpgroups": ([BY_WARPGROUPS.kernel], functools.partial(linear_is_right, BY_WARPGROUPS, (70, 140))),
         "paged_attention": (attention, functools.partial(attention_is_right, attention)),
@@ -118,7 +127,7 @@ def mutated(kernels, header, pattern, number, folder, replacement=""):
     return compile_emulated(kernels, "-I", str(headers), "-I", str(headers / "include"))
 
 
-@pytest.mark.parametrize("plugin", ["rms_norm", "linear", "linear by warpgroups", "paged_attention", "paged_attention by warpgroups", "draw_tokens"])
+@pytest.mark.parametrize("plugin", ["rms_norm", "coded rows", "linear", "linear by warpgroups", "paged_attention", "paged_attention by warpgroups", "draw_tokens"])
 def test_as_they_are_kernels_are_right(plugin):
     kernels, is_right = subjects()[plugin]
     library = compile_emulated(kernels)
@@ -148,7 +157,8 @@ def parameters():
 
 @pytest.mark.parametrize("header, pattern, number", parameters())
 def test_what_is_dropped_is_found_out(header, pattern, number, tmp_path):
-    kernels, is_right = subjects()[header.partition("/")[0] + " by warpgroups" * ("warpgroup" in header)]
+    plugin = "coded rows" if "coded_rows" in header else header.partition("/")[0] + " by warpgroups" * ("warpgroup" in header)
+    kernels, is_right = subjects()[plugin]
     library = mutated(kernels, header, pattern, number, tmp_path)
 
     def found_out(seed):

@@ -8,7 +8,7 @@
 
 namespace slipway::cuda::linear {
 
-inline constexpr int quantize_threads = 256, finish_threads = 256, finish_outputs = 8;  // of a thread
+inline constexpr int coding_threads = 256, finish_threads = 256;
 
 // coded: the call's input has the codes, and behind them their scale.
 template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded> struct Record {
@@ -17,67 +17,89 @@ template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded>
 
   Record(const Call& call, int row) : begin(call.scratch + row * bytes), input(call.inputs[0].row<std::byte>(row)) {}
   Result* results() const { return reinterpret_cast<Result*>(begin + results_at); }
-  float& scale() const { return *reinterpret_cast<float*>(coded ? input + P::inputs : reinterpret_cast<std::byte*>(results() + P::tiles * tile_rows)); }
+  float* scale() const { return reinterpret_cast<float*>(coded ? input + P::inputs : reinterpret_cast<std::byte*>(results() + P::tiles * tile_rows)); }
 };
 
-struct QuantizeShared {
-  float largest[quantize_threads / 32];
+struct CodesShared {
+  float largest[coding_threads / 32];
 };
+
+// A row's codes and their scale, by a block. each_eight(body): body(eight, values) of all that this thread has of the row, as often as asked.
+template <class EachEight> inline void write_codes(std::byte* codes, float* scale, EachEight each_eight) {
+  float largest = 0;
+  each_eight([&](int, const float (&values)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
+  });
+  largest = block_largest<coding_threads>(largest, shared<CodesShared>().largest);
+  if (threadIdx.x == 0) *scale = scale_of_codes(largest);
+  const float inverse = codes_per_unit<Fp8Code>(largest);
+  each_eight([&](int eight, const float (&values)[8]) {
+    Words<2> coded{};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) coded.words[j / 4] |= Fp8Code::encode(values[j] * inverse) << 8 * byte_of(j % 4);
+    *reinterpret_cast<Words<2>*>(codes + coded_eight(eight)) = coded;
+  });
+}
 
 // Blocks along x have a row each.
 template <class P, class R> inline void quantize_inputs(const Call& call) {
   const int row = static_cast<int>(blockIdx.x);
   if (row >= call.rows()) return;
   const auto* x = call.inputs[0].row<const typename P::In>(row);
-  const auto each_eight = [&](auto body) {
-    for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += quantize_threads) {
+  const R record(call, row);
+  write_codes(record.begin, record.scale(), [&](auto body) {
+    for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += coding_threads) {
       const Words<4> eight = load_inputs<P>(x, 8 * i);
       float values[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) values[j] = as_float(j % 2 ? eight.words[j / 2] & 0xffff0000u : eight.words[j / 2] << 16);
       body(i, values);
     }
-  };
-  float largest = 0;
-  each_eight([&](int, const float (&values)[8]) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
-  });
-  largest = block_largest<quantize_threads>(largest, shared<QuantizeShared>().largest);
-
-  const R record(call, row);
-  if (threadIdx.x == 0) record.scale() = scale_of_codes(largest);
-  const float inverse = codes_per_unit<Fp8Code>(largest);
-  each_eight([&](int i, const float (&values)[8]) {
-    Words<2> codes{};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) codes.words[j / 4] |= Fp8Code::encode(values[j] * inverse) << 8 * byte_of(j % 4);
-    *reinterpret_cast<Words<2>*>(record.begin + coded_eight(i)) = codes;
   });
 }
 
-// Blocks along x have a row each, along y some of its outputs.
-template <class P, class R, bool scaled> inline void finish_outputs_of_row(const Call& call) {
-  const int row = static_cast<int>(blockIdx.x), first = (static_cast<int>(blockIdx.y) * finish_threads + static_cast<int>(threadIdx.x)) * finish_outputs;
-  if (row >= call.rows() || first >= P::outputs) return;
-  const R record(call, row);
-  const float scale = scaled ? record.scale() : 1;
-  const auto load = [&](int tile, int from, float (&values)[finish_outputs]) {
+// Eight outputs of a row, from `first` on.
+template <class P, class R, bool scaled> inline void finish_eight(const Call& call, const R& record, int first, float (&values)[8]) {
+  const float scale = scaled ? *record.scale() : 1;
+  const auto load = [&](int tile, int from, float (&to)[8]) {
     const auto* results = record.results() + tile * tile_rows + from;
 #pragma unroll
-    for (int i = 0; i < finish_outputs; ++i) values[i] = finished<P>(call, scale * to_float(results[i]), tile, from + i);
+    for (int i = 0; i < 8; ++i) to[i] = finished<P>(call, scale * to_float(results[i]), tile, from + i);
   };
   constexpr int pairs = P::gated ? 2 : 1;
   const int tile = first / tile_rows * pairs, from = first % tile_rows;
-  float values[finish_outputs];
   load(tile, from, values);
   if constexpr (P::gated) {
-    float up[finish_outputs];
+    float up[8];
     load(tile + 1, from, up);
 #pragma unroll
-    for (int i = 0; i < finish_outputs; ++i) values[i] = typename P::Activation()(values[i]) * up[i];
+    for (int i = 0; i < 8; ++i) values[i] = typename P::Activation()(values[i]) * up[i];
   }
+}
+
+// Blocks along x have a row each, along y some of its outputs.
+template <class P, class R, bool scaled> inline void finish_outputs(const Call& call) {
+  const int row = static_cast<int>(blockIdx.x), first = (static_cast<int>(blockIdx.y) * finish_threads + static_cast<int>(threadIdx.x)) * 8;
+  if (row >= call.rows() || first >= P::outputs) return;
+  float values[8];
+  finish_eight<P, R, scaled>(call, R(call, row), first, values);
   store_eight(call.outputs[0].row<typename P::Out>(row) + first, values);
+}
+
+// Blocks along x have a row each, which becomes codes. The results are read twice, the second time from L1 or L2.
+template <class P, class R, bool scaled> inline void finish_as_codes(const Call& call) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= call.rows()) return;
+  const R record(call, row);
+  auto* codes = call.outputs[0].row<std::byte>(row);
+  write_codes(codes, reinterpret_cast<float*>(codes + P::outputs), [&](auto body) {
+    for (int i = static_cast<int>(threadIdx.x); i < P::outputs / 8; i += coding_threads) {
+      float values[8];
+      finish_eight<P, R, scaled>(call, record, 8 * i, values);
+      body(i, values);
+    }
+  });
 }
 
 }  // namespace slipway::cuda::linear
