@@ -59,7 +59,7 @@ class LinearPlugin:
             problem = _with_cublas(node, target).with_codes(coded, codes)
         in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.in_e4m3)
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("from_codes", coded), ("to_codes", codes)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("coded", coded), (f"codes_from{codes}", codes)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -100,7 +100,7 @@ def codes_from(producer: Node, target: Target) -> int | None:
         return None
     values = [user for user in producer.users if user.args[1] == 0] if is_op(producer, "slipway::add_rms_norm") else [producer]
     readers = [reader for value in values for reader in value.users]
-    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in values for reader in readers):
+    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in values and PLUGIN.supports(reader, target) is None for reader in readers):
         return None
     linears = [_with_cublas(reader, target).cublas for reader in readers]
     rows = {each.rows if each and each.in_e4m3 and each.inputs % CHUNK == 0 else None for each in linears}

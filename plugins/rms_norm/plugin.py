@@ -91,7 +91,7 @@ class RmsNormPlugin:
         threads = min(MOST_THREADS, -(-group // (32 * EACH)) * 32)
         op = "add_rms_norm" if adds else "rms_norm"
         codes = codes_from(node, target)
-        traits = [t for t, there in (("unweighted", weight is None), ("to_codes", codes)) if there]
+        traits = [t for t, there in (("unweighted", weight is None), (f"codes_from{codes}", codes)) if there]
         name = symbol(op, columns, group, *sources, *dtypes, eps, *traits)
         functions = {name: (1, codes - 1), f"{name}_codes": (codes, None)} if codes else {name: (1, None)}  # and rows that they are for
         source = render(

@@ -131,6 +131,8 @@ def test_when_a_norm_writes_codes():
         return found
 
     later = dataclasses.replace(TARGET, cublas=300)
+    symbols = [rms_norm.PLUGIN.lower(norm_and_readers("rms_norm", 192, (32, FP8))[0], target).symbol for target in (ALWAYS, later)]
+    assert symbols[0] != symbols[1]  # launches of a symbol are those of one kernel
     assert from_rows((32, FP8)) == 17 and from_rows((32, FP8), target=later) == 300 and from_rows((32, FP8), op="rms_norm") == 17
     assert from_rows((32, FP8), (64, FP8)) == 17
     assert from_rows((32, FP8), (64, BF16_WEIGHTS)) is None  # someone reads numbers
