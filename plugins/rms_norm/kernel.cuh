@@ -56,13 +56,17 @@ template <class In, class Residual, class Out, int group, int threads> inline vo
     auto* codes = call.outputs[0].row<uint8_t>(row);
     if (threadIdx.x == 0) *reinterpret_cast<float*>(codes + group) = scale_of_codes(largest);
 #pragma unroll
-    for (int i = 0; i < each; ++i)
-      if (const int column = i * threads + static_cast<int>(threadIdx.x); column < group) codes[coded_column(column)] = static_cast<uint8_t>(Fp8Code::encode(values[i] * inverse));
+    for (int i = 0; i < each; ++i) {
+      const int column = i * threads + static_cast<int>(threadIdx.x);
+      if (column < group) codes[coded_column(column)] = static_cast<uint8_t>(Fp8Code::encode(values[i] * inverse));
+    }
   } else {
     Out* out = call.outputs[0].row<Out>(row) + first;
 #pragma unroll
-    for (int i = 0; i < each; ++i)
-      if (const int column = i * threads + static_cast<int>(threadIdx.x); column < group) store(out + column, normed(i, column));
+    for (int i = 0; i < each; ++i) {
+      const int column = i * threads + static_cast<int>(threadIdx.x);
+      if (column < group) store(out + column, normed(i, column));
+    }
   }
 }
 

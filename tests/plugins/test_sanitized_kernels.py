@@ -45,7 +45,7 @@ def linear():
 
 
 SUBJECTS = {
-    "norm": (norm, "rms_norm/kernel.cuh", r"column < group \? (.*?) : 0;", r"\1;"),
+    "norm": (norm, "rms_norm/kernel.cuh", r"column < group \? (to_float.*?) : 0;", r"\1;"),
     "norm_writes": (norm, "rms_norm/kernel.cuh", r"if \(column < group\) store", "store"),
     "linear_rows": (linear, "linear/cuda/few_rows.cuh", r"8 \* c \+ g < rows \? (.*?) : nullptr", r"\1"),
     "linear_outputs": (linear, "linear/cuda/few_rows.cuh", r"row >= rows \|\| output >= P::outputs", "row >= rows"),
