@@ -29,7 +29,7 @@ from slipway.compiler.machine import processor
 from slipway.compiler.quantities import bytes_text
 from slipway.compiler.target import GPUS
 from slipway.compiler.version import runtime_digest, source_digest
-from slipway.recipes.schema import LEAST_CUBLAS_ROWS, Recipe
+from slipway.recipes.schema import Recipe
 from slipway.runtime import gpu
 from slipway.runtime.machine import available_bytes, usable_cores
 from slipway.runtime.manifest import FILE_NAME, Launch, Manifest
@@ -162,30 +162,19 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
 
 
 def _in_fp8(engine: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
-    """The engine, or, if its largest steps have fp8 activations, a copy of it in which all of more than a few tokens are run as those are."""
+    """The engine, or, if its largest steps have fp8 activations, a copy of it that runs every step, of however few rows, as it runs those."""
     manifest = Manifest.read(engine)
     most, needs = manifest.limits.max_batch_tokens, manifest.plan.kernels
-    if not any(launch.matmul and launch.matmul.factors == "e4m3" and _takes_part(launch, most) for each in needs.values() for launch in each.launches):
+    largest = {symbol: tuple(launch for launch in each.launches if _takes_part(launch, most)) for symbol, each in needs.items()}
+    if not any(launch.matmul and launch.matmul.factors == "e4m3" for launches in largest.values() for launch in launches):
         return engine
     copy.mkdir()
     for part in engine.iterdir():
         if part.name != FILE_NAME:
             (copy / part.name).symlink_to(part.resolve())
-    kernels = {symbol: replace(each, launches=_as_largest(each.launches, most)) for symbol, each in needs.items()}
+    kernels = {symbol: replace(each, launches=tuple(replace(launch, min_rows=1) for launch in largest[symbol])) for symbol, each in needs.items()}
     replace(manifest, plan=replace(manifest.plan, kernels=kernels)).write(copy)
     return copy
-
-
-def _as_largest(launches: tuple[Launch, ...], most: int) -> tuple[Launch, ...]:
-    """Those of steps of LEAST_CUBLAS_ROWS rows and more: what takes part in steps of `most` rows."""
-    few = LEAST_CUBLAS_ROWS - 1
-    found = []
-    for launch in launches:
-        if _takes_part(launch, most):
-            found.append(replace(launch, min_rows=min(launch.min_rows, LEAST_CUBLAS_ROWS)))
-        elif launch.min_rows <= few:
-            found.append(replace(launch, max_rows=min(launch.max_rows or few, few)))
-    return tuple(found)
 
 
 def _takes_part(launch: Launch, rows: int) -> bool:

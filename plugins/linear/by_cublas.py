@@ -1,7 +1,8 @@
 """Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
 
 bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
-multiply those at up to twice the rate of bf16. Where only such linears read it, a norm makes the codes itself, and so does what finishes a gated linear. Where more is to be done than the
+multiply those at up to twice the rate of bf16. Norms and gated linears
+that only such linears read make the codes themselves. Where more is to be done than the
 multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
 """
 
@@ -20,8 +21,8 @@ from slipway.plugins.linear import pack_cuda
 from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, ScratchRows
 from slipway.quantization.formats import BF16, FP8, WeightFormat
 
-CODING_THREADS, FINISH_THREADS, FINISH_OUTPUTS = 256, 256, 8  # around_matmul.cuh; outputs of a thread
-CODING_SHARED_BYTES = 4 * CODING_THREADS // 32
+AROUND_THREADS, FINISH_OUTPUTS = 256, 8  # around_matmul.cuh; outputs of a thread
+CODING_SHARED_BYTES = 4 * AROUND_THREADS // 32
 RECORD_ALIGNMENT = 256  # bytes
 LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
 MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
@@ -147,9 +148,9 @@ class CublasLinear:
             destination=results,
         )
         each_row = Extent("rows")
-        before = [Launch(f"{symbol}_quantize", CODING_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]
+        before = [Launch(f"{symbol}_quantize", AROUND_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]
         after = [
-            Launch(f"{symbol}_{name}", FINISH_THREADS, (each_row, Extent(fixed=blocks), ONE), shared_bytes, min_rows=least, max_rows=most)
+            Launch(f"{symbol}_{name}", AROUND_THREADS, (each_row, Extent(fixed=blocks), ONE), shared_bytes, min_rows=least, max_rows=most)
             for name, _, blocks, shared_bytes, least, most in self._finish
         ]
         return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after]
@@ -159,7 +160,7 @@ class CublasLinear:
         """Functions that finish rows: name, body, blocks of a row, bytes of shared memory, and the rows of steps they are for."""
         if not self.finishes:
             return []
-        blocks, found = -(-self.outputs // (FINISH_THREADS * FINISH_OUTPUTS)), []
+        blocks, found = -(-self.outputs // (AROUND_THREADS * FINISH_OUTPUTS)), []
         if self.codes_from != self.rows:
             found.append(("finish", "finish_outputs", blocks, 0, self.rows, self.codes_from and self.codes_from - 1))
         if self.codes_from:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from slipway.compiler.errors import InternalError
 from slipway.compiler.ops import is_op
 from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
@@ -17,7 +18,7 @@ from slipway.plugins.rendering import CPP_TYPES, render, symbol
 from slipway.quantization.formats import BF16, FORMATS
 
 
-CODERS = ("slipway::rms_norm", "slipway::add_rms_norm", "slipway::gated_linear")  # have kernels whose blocks see a whole row, and so the scale of its codes
+CODERS = ("slipway::rms_norm", "slipway::add_rms_norm", "slipway::gated_linear")  # a block of theirs can see a whole row, and so the scale of its codes
 
 
 @torch.library.custom_op("slipway::gated_linear", mutates_args=())
@@ -54,9 +55,12 @@ class LinearPlugin:
         x, *weights = node.args[: 3 if gated else 2]
         bias = _bias(node)
         source, dtype = x.meta["storage"], node.meta["storage"]
-        coded, codes = codes_from(producer_of(x), target) is not None, codes_from(node, target)
+        given, codes = codes_from(producer_of(x), target), codes_from(node, target)
+        coded = given is not None
         if target.gpu:
             problem = _with_cublas(node, target).with_codes(coded, codes)
+        if coded and problem.cublas.rows != given:
+            raise InternalError(f"{node.name} takes codes from {problem.cublas.rows} rows on, {x.name} makes them from {given} on")
         in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.in_e4m3)
         activation = node.args[3] if gated else None
         traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("coded", coded), (f"codes_from{codes}", codes)) if there]
@@ -94,7 +98,8 @@ class LinearPlugin:
 def codes_from(producer: Node, target: Target) -> int | None:
     """From so many rows on, rows of what `producer` makes are codes and a scale (slipway/cuda/coded_rows.cuh); None: never.
 
-    That is where all who read it are linears whose rows cuBLASLt multiplies in e4m3, from as many on; and a gated linear is its own by then.
+    All who read it must be linears whose rows cuBLASLt multiplies in e4m3 from the same number on. A gated linear makes codes in the kernel that
+    finishes what cuBLASLt multiplied: it must itself be cuBLASLt's from no more rows on.
     """
     if not target.gpu or not is_op(producer, *CODERS):
         return None
@@ -106,12 +111,15 @@ def codes_from(producer: Node, target: Target) -> int | None:
     rows = {each.rows if each and each.in_e4m3 and each.inputs % CHUNK == 0 else None for each in linears}
     if len(rows) != 1 or None in rows:
         return None
-    own = _with_cublas(producer, target).cublas if _is_gated(producer) else None
-    return None if _is_gated(producer) and not (own and own.rows <= min(rows)) else rows.pop()
+    (first,) = rows
+    if not _is_gated(producer):
+        return first
+    own = _with_cublas(producer, target).cublas
+    return first if own and own.rows <= first else None
 
 
 def producer_of(x: Node) -> Node:
-    """Of activations, the first output of an op among them."""
+    """The op whose first output x is; else x itself."""
     return x.args[0] if is_op(x, "getitem") and x.args[1] == 0 else x
 
 

@@ -10,6 +10,7 @@ import pathlib
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +21,7 @@ from paged import Sequences, Shape  # noqa: E402
 from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
 from slipway.compiler.target import GPUS, Target  # noqa: E402
 from slipway.plugins.draw_tokens.plugin import PLUGIN as DRAW_TOKENS  # noqa: E402
+from slipway.plugins.linear.by_cublas import MULTIPLIES_FP8  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
@@ -47,8 +49,10 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
             yield f"attention of {head_dim} {kv.name}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
-    yield "norm for fp8", RMS_NORM.lower(norm_and_readers("add_rms_norm", HIDDEN, (HIDDEN, FP8))[0], target)
-    yield "gated fp8 for fp8", LINEAR.lower(gated_and_readers(FFN, HIDDEN, FP8, (HIDDEN, FP8))[0], target)
+    if target.kind in MULTIPLIES_FP8:
+        always = replace(target, cublas=17)
+        yield "norm to codes", RMS_NORM.lower(norm_and_readers("add_rms_norm", HIDDEN, (HIDDEN, FP8))[0], always)
+        yield "gated fp8 to codes", LINEAR.lower(gated_and_readers(FFN, HIDDEN, FP8, (HIDDEN, FP8))[0], always)
     yield "draw", DRAW_TOKENS.lower(call_node(torch.ops.slipway.draw_tokens.default, torch.empty(1, VOCABULARY), storage=torch.int32), target)
 
 

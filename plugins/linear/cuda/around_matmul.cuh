@@ -8,7 +8,7 @@
 
 namespace slipway::cuda::linear {
 
-inline constexpr int coding_threads = 256, finish_threads = 256;
+inline constexpr int around_threads = 256;  // of each kernel here
 
 // coded: the call's input has the codes, and behind them their scale.
 template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded> struct Record {
@@ -21,7 +21,7 @@ template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded>
 };
 
 struct CodesShared {
-  float largest[coding_threads / 32];
+  float largest[around_threads / 32];
 };
 
 // A row's codes and their scale, by a block. each_eight(body): body(eight, values) of all that this thread has of the row, as often as asked.
@@ -31,7 +31,7 @@ template <class EachEight> inline void write_codes(std::byte* codes, float* scal
 #pragma unroll
     for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
   });
-  largest = block_largest<coding_threads>(largest, shared<CodesShared>().largest);
+  largest = block_largest<around_threads>(largest, shared<CodesShared>().largest);
   if (threadIdx.x == 0) *scale = scale_of_codes(largest);
   const float inverse = codes_per_unit<Fp8Code>(largest);
   each_eight([&](int eight, const float (&values)[8]) {
@@ -49,7 +49,7 @@ template <class P, class R> inline void quantize_inputs(const Call& call) {
   const auto* x = call.inputs[0].row<const typename P::In>(row);
   const R record(call, row);
   write_codes(record.begin, record.scale(), [&](auto body) {
-    for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += coding_threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += around_threads) {
       const Words<4> eight = load_inputs<P>(x, 8 * i);
       float values[8];
 #pragma unroll
@@ -80,7 +80,7 @@ template <class P, class R, bool scaled> inline void finish_eight(const Call& ca
 
 // Blocks along x have a row each, along y some of its outputs.
 template <class P, class R, bool scaled> inline void finish_outputs(const Call& call) {
-  const int row = static_cast<int>(blockIdx.x), first = (static_cast<int>(blockIdx.y) * finish_threads + static_cast<int>(threadIdx.x)) * 8;
+  const int row = static_cast<int>(blockIdx.x), first = (static_cast<int>(blockIdx.y) * around_threads + static_cast<int>(threadIdx.x)) * 8;
   if (row >= call.rows() || first >= P::outputs) return;
   float values[8];
   finish_eight<P, R, scaled>(call, R(call, row), first, values);
@@ -94,7 +94,7 @@ template <class P, class R, bool scaled> inline void finish_as_codes(const Call&
   const R record(call, row);
   auto* codes = call.outputs[0].row<std::byte>(row);
   write_codes(codes, reinterpret_cast<float*>(codes + P::outputs), [&](auto body) {
-    for (int i = static_cast<int>(threadIdx.x); i < P::outputs / 8; i += coding_threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < P::outputs / 8; i += around_threads) {
       float values[8];
       finish_eight<P, R, scaled>(call, record, 8 * i, values);
       body(i, values);
