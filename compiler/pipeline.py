@@ -149,7 +149,7 @@ def check_fp8_activations(recipe: Recipe, planned: PlannedGraph) -> None:
     matmuls = [(launch, launch.matmul) for kernel in planned.kernels() for launch in kernel.launches if launch.matmul]
     if recipe.precision.activations == "fp8" and not any(m.factors == "e4m3" and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
         raise recipe.error(("precision", "activations"), f"no linear has fp8 activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
-                           "linears for which cuBLASLt is expected to be faster", "activations: bf16; or gpu.cublas: the number of tokens from which on")
+                           "a linear that cuBLASLt multiplies", "activations: bf16; or a number in the place of gpu.cublas: auto, 17 for steps of 17 tokens and more")
 
 
 def check_gpu_plan(recipe: Recipe, planned: PlannedGraph, gpu: Gpu) -> None:

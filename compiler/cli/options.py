@@ -82,7 +82,7 @@ def loading_options(command: Callable) -> Callable:
     options = (
         engine_argument,
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads that compute; one a core by default."),
-        click.option("--kv-tokens", type=click.IntRange(1), metavar="N", help="Tokens the KV cache holds; by default as the recipe says."),
+        click.option("--kv-tokens", type=click.IntRange(1), metavar="N", help="Tokens the KV cache holds, rounded up to whole blocks; by default as the recipe says."),
         click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every file with its hash."),
         click.option("--emulate", is_flag=True, help="Run an engine for a GPU on the CPU, by emulation: right, and slow."),
     )
