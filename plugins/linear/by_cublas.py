@@ -1,9 +1,8 @@
 """Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
 
 bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
-multiply those at up to twice the rate of bf16. Norms and gated linears
-that only such linears read make the codes themselves. Where more is to be done than the
-multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
+multiply those at up to twice the rate of bf16. Norms and gated linears that only such linears read make the codes themselves. Where more is to be
+done than the multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
 """
 
 from __future__ import annotations
