@@ -36,6 +36,18 @@ OWN_BLOCK = 64, 128  # rows and outputs; as in many_rows.cuh
 
 
 @dataclass(frozen=True)
+class Finish:
+    """A function that finishes what cuBLASLt multiplied, in steps of min_rows to max_rows rows. body: of around_matmul.cuh. blocks: of a row."""
+
+    name: str
+    body: str
+    blocks: int
+    shared_bytes: int
+    min_rows: int
+    max_rows: int | None
+
+
+@dataclass(frozen=True)
 class CublasLinear:
     """A linear that cuBLASLt takes from `rows` rows on. source, dtype: of its activations and outputs."""
 
@@ -130,7 +142,7 @@ class CublasLinear:
             "coded": self.coded,
             "quantizes": self.quantizes,
             "finishes": self.finishes,
-            "finish": [(name, body) for name, body, *_ in self._finish],
+            "finish": [(each.name, each.body) for each in self._finish],
         }
 
     def launches(self, symbol: str) -> list[Launch]:
@@ -149,21 +161,20 @@ class CublasLinear:
         each_row = Extent("rows")
         before = [Launch(f"{symbol}_quantize", AROUND_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]
         after = [
-            Launch(f"{symbol}_{name}", AROUND_THREADS, (each_row, Extent(fixed=blocks), ONE), shared_bytes, min_rows=least, max_rows=most)
-            for name, _, blocks, shared_bytes, least, most in self._finish
+            Launch(f"{symbol}_{each.name}", AROUND_THREADS, (each_row, Extent(fixed=each.blocks), ONE), each.shared_bytes, each.min_rows, each.max_rows)
+            for each in self._finish
         ]
         return [*before * self.quantizes, Launch("cublasLtMatmul", 0, (ONE, ONE, ONE), min_rows=rows, matmul=matmul), *after]
 
     @property
-    def _finish(self) -> list[tuple[str, str, int, int, int, int | None]]:
-        """Functions that finish rows: name, body, blocks of a row, bytes of shared memory, and the rows of steps they are for."""
+    def _finish(self) -> list[Finish]:
         if not self.finishes:
             return []
         blocks, found = -(-self.outputs // (AROUND_THREADS * FINISH_OUTPUTS)), []
         if self.codes_from != self.rows:
-            found.append(("finish", "finish_outputs", blocks, 0, self.rows, self.codes_from and self.codes_from - 1))
+            found.append(Finish("finish", "finish_outputs", blocks, 0, self.rows, self.codes_from and self.codes_from - 1))
         if self.codes_from:
-            found.append(("codes", "finish_as_codes", 1, CODING_SHARED_BYTES, self.codes_from, None))
+            found.append(Finish("codes", "finish_as_codes", 1, CODING_SHARED_BYTES, self.codes_from, None))
         return found
 
     def _blocks(self, rows: int, block: tuple[int, int]) -> int:

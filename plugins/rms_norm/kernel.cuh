@@ -54,7 +54,7 @@ template <class In, class Residual, class Out, int group, int threads> inline vo
     largest = block_largest<threads>(largest, shared<Shared<threads>>().largest);
     const float inverse = codes_per_unit<Fp8Code>(largest);
     auto* codes = call.outputs[0].row<uint8_t>(row);
-    if (threadIdx.x == 0) *reinterpret_cast<float*>(codes + group) = scale_of_codes(largest);
+    if (threadIdx.x == 0) *reinterpret_cast<float*>(codes + group) = scale_of_codes<Fp8Code>(largest);
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int column = i * threads + static_cast<int>(threadIdx.x);

@@ -32,7 +32,7 @@ template <class EachEight> inline void write_codes(std::byte* codes, float* scal
     for (int j = 0; j < 8; ++j) largest = larger_or_nan(largest, fabsf(values[j]));
   });
   largest = block_largest<around_threads>(largest, shared<CodesShared>().largest);
-  if (threadIdx.x == 0) *scale = scale_of_codes(largest);
+  if (threadIdx.x == 0) *scale = scale_of_codes<Fp8Code>(largest);
   const float inverse = codes_per_unit<Fp8Code>(largest);
   each_eight([&](int eight, const float (&values)[8]) {
     Words<2> coded{};

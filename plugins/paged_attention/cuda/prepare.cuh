@@ -50,7 +50,7 @@ template <class S, class Value> inline float write_scale(Value value, std::byte*
   float largest = 0;
   for (int i = lane(); i < S::head_dim; i += 32) largest = larger_or_nan(largest, fabsf(value(i)));
   largest = warp_reduce(largest, larger_or_nan);
-  if (lane() == 0) const_cast<float*>(scales_of<S>(head, of_values))[slot] = largest / S::Cache::largest;
+  if (lane() == 0) const_cast<float*>(scales_of<S>(head, of_values))[slot] = scale_of_codes<typename S::Cache>(largest);
   return codes_per_unit<typename S::Cache>(largest);
 }
 

@@ -12,7 +12,8 @@ inline constexpr int byte_of(int number) { return number == 0 ? 1 : number == 1 
 // The larger of two, NaN if one is: the scale that is made of it says it.
 inline float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
-// What makes numbers codes, of which the largest has the largest code.
+// What codes are to be multiplied by, and what makes numbers codes, of which the largest has the largest code.
+template <class Code> inline float scale_of_codes(float largest) { return largest / Code::largest; }
 template <class Code> inline float codes_per_unit(float largest) { return largest > 0 ? min(Code::largest / largest, 3.402823466e38f) : 0; }
 
 // Codes are 128 + q: put below the exponent of 2^23 they are 2^23 + 128 + q, and q has no more bits than bf16 holds.

@@ -20,7 +20,4 @@ template <int threads> inline float block_largest(float largest, float (&of_warp
   return largest;
 }
 
-// By which codes are to be multiplied.
-inline float scale_of_codes(float largest) { return largest / Fp8Code::largest; }
-
 }  // namespace slipway::cuda
