@@ -39,7 +39,7 @@ from slipway.passes.pipeline import passes_for, run_passes
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.plugins.plugin import Kernel
 from slipway.quantization import formats
-from slipway.recipes.schema import Recipe
+from slipway.recipes.schema import ACTIVATIONS_FACTORS, Recipe
 from slipway.runtime import manifest
 from slipway.runtime.machine import available_bytes, cpu_flags, usable_cores
 
@@ -140,15 +140,16 @@ def _plan(job: Build) -> PlannedGraph:
         planned = plan_graph(graph, job.target)
     if job.target.gpu:
         check_gpu_plan(job.recipe, planned, job.target.gpu)
-        check_fp8_activations(job.recipe, planned)
+        check_activations(job.recipe, planned)
     return planned
 
 
-def check_fp8_activations(recipe: Recipe, planned: PlannedGraph) -> None:
-    """Raises UserError for a recipe with fp8 activations that no linear has in any step, for the accuracy it would let through."""
+def check_activations(recipe: Recipe, planned: PlannedGraph) -> None:
+    """Raises UserError for a recipe with activations that no linear has in any step, for the accuracy it would let through."""
+    wanted = recipe.precision.activations
     matmuls = [(launch, launch.matmul) for kernel in planned.kernels() for launch in kernel.launches if launch.matmul]
-    if recipe.precision.activations == "fp8" and not any(m.factors == "e4m3" and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
-        raise recipe.error(("precision", "activations"), f"no linear has fp8 activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
+    if wanted != "bf16" and not any(m.factors == ACTIVATIONS_FACTORS[wanted] and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
+        raise recipe.error(("precision", "activations"), f"no linear has {wanted} activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
                            "a linear that cuBLASLt multiplies", "activations: bf16; or a number in the place of gpu.cublas: auto, 17 for steps of 17 tokens and more")
 
 
@@ -199,7 +200,7 @@ def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
         if len(wanted) > 1:
             raise InternalError(f"{node.name} merges weights of different formats: {', '.join(map(str, wanted))}")
         node.meta["weight_format"] = wanted.pop()
-        node.meta["fp8_activations"] = recipe.precision.activations == "fp8" and modules != {"lm_head"}
+        node.meta["activations"] = "bf16" if modules == {"lm_head"} else recipe.precision.activations
     return seen
 
 

@@ -8,7 +8,7 @@ import re
 from slipway.compiler.graph import Graph
 from slipway.quantization.formats import KV_FP8
 from slipway.recipes.problems import UserErrors, did_you_mean
-from slipway.recipes.schema import FP8_ACTIVATIONS_KL_LIMIT, KL_LIMITS, Recipe
+from slipway.recipes.schema import ACTIVATIONS_KL_LIMITS, KL_LIMITS, Recipe
 
 
 def check_overrides(recipe: Recipe, modules: set[str]) -> None:
@@ -28,6 +28,6 @@ def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
         return recipe
     used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
     used |= {"fp8" for node in graph.nodes if node.meta.get("kv_format") == KV_FP8}
-    limits = [KL_LIMITS[name] for name in used] + [FP8_ACTIVATIONS_KL_LIMIT] * (recipe.precision.activations == "fp8")
+    limits = [KL_LIMITS[name] for name in used] + [limit for name, limit in ACTIVATIONS_KL_LIMITS.items() if name == recipe.precision.activations]
     kl = max(limits, default=min(KL_LIMITS.values()))
     return recipe.model_copy(update={"verify": recipe.verify.model_copy(update={"kl": kl})})

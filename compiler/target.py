@@ -25,21 +25,22 @@ CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the
 class Gpu:
     """An NVIDIA architecture. arch: as NVRTC names it. multiprocessors: of its data-centre or largest card.
 
-    shared_bytes: of shared memory that one block may have.
+    shared_bytes: of shared memory that one block may have. factors: what its tensor cores multiply by cuBLASLt.
     """
 
     arch: str
     multiprocessors: int
     shared_bytes: int
+    factors: tuple[str, ...] = ("bf16",)
 
 
 GPUS = {
     "sm80": Gpu("sm_80", 108, 166_912),
     "sm86": Gpu("sm_86", 84, 101_376),
-    "sm89": Gpu("sm_89", 142, 101_376),
-    "sm90": Gpu("sm_90a", 132, 232_448),
-    "sm100": Gpu("sm_100", 148, 232_448),
-    "sm120": Gpu("sm_120", 188, 101_376),
+    "sm89": Gpu("sm_89", 142, 101_376, ("bf16", "e4m3")),
+    "sm90": Gpu("sm_90a", 132, 232_448, ("bf16", "e4m3")),
+    "sm100": Gpu("sm_100", 148, 232_448, ("bf16", "e4m3", "e2m1")),
+    "sm120": Gpu("sm_120", 188, 101_376, ("bf16", "e4m3", "e2m1")),
 }
 
 

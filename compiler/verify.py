@@ -153,7 +153,7 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
     with tempfile.TemporaryDirectory() as folder:
         tokens, logits = pathlib.Path(folder) / "tokens.npy", pathlib.Path(folder) / "logits.npy"
         np.save(tokens, windows)
-        measured = _in_fp8(engine, pathlib.Path(folder) / "engine")
+        measured = _with_coded_activations(engine, pathlib.Path(folder) / "engine")
         command = [sys.executable, "-m", "slipway.runtime.score", str(measured), str(tokens), str(logits)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(target))
         if done.returncode:
@@ -161,12 +161,12 @@ def engine_logits(engine: pathlib.Path, windows: np.ndarray, target: str) -> np.
         return np.load(logits)
 
 
-def _in_fp8(engine: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
-    """The engine, or, if its largest steps have fp8 activations, a copy of it that runs every step, of however few rows, as it runs those."""
+def _with_coded_activations(engine: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """The engine, or, if its largest steps have activations of few bits, a copy of it that runs every step, of however few rows, as it runs those."""
     manifest = Manifest.read(engine)
     most, needs = manifest.limits.max_batch_tokens, manifest.plan.kernels
     largest = {symbol: tuple(launch for launch in each.launches if _takes_part(launch, most)) for symbol, each in needs.items()}
-    if not any(launch.matmul and launch.matmul.factors == "e4m3" for launches in largest.values() for launch in launches):
+    if not any(launch.matmul and launch.matmul.factors != "bf16" for launches in largest.values() for launch in launches):
         return engine
     copy.mkdir()
     for part in engine.iterdir():

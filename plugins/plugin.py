@@ -73,17 +73,21 @@ class ScratchRows:
 class Matmul:
     """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt, summed in float32.
 
-    W: the call's first weight, its rows `weight_columns` numbers apart. factors: the type of W and of what it is multiplied with, "bf16" or
-    "e4m3". results: "bf16" or "f32". source, destination: None for the call's first input, its first output.
+    W: the call's weight of that number, its rows `weight_columns` numbers apart. factors: the type of W and of what it is multiplied with, "bf16",
+    "e4m3" or "e2m1". results: "bf16" or "f32". source, destination: None for the call's first input, its first output.
+
+    Of e2m1, two numbers a byte, 16 neighbours have an e4m3 scale. Scales lie behind W and behind all of the source's rows, in pieces of 128 rows and
+    four scales: that of row r and neighbours g at byte r % 32 * 16 + r / 32 % 4 * 4 + g % 4 of piece (r / 128, g / 4).
     """
 
     outputs: int
     inputs: int
     weight_columns: int
-    factors: Literal["bf16", "e4m3"]
+    factors: Literal["bf16", "e4m3", "e2m1"]
     results: Literal["bf16", "f32"]
     source: ScratchRows | None = None
     destination: ScratchRows | None = None
+    weight: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from slipway.compiler.errors import UserError
+from slipway.compiler.target import GPUS
 from slipway.recipes import source
 from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, translate
 
 WeightType = Literal["bf16", "int8", "int4", "fp8", "fp8_block", "nvfp4", "mxfp4"]
-GPUS_WITHOUT_FP8 = ("sm80", "sm86")
 GPU_WEIGHTS = ("fp8", "fp8_block", "nvfp4", "mxfp4")
 CARD_TARGETS = {"a100": "sm80", "l40s": "sm89", "h100": "sm90", "h200": "sm90", "b200": "sm100", "rtx-pro-6000": "sm120"}  # as compiler/cards.py
 WIDER_HEADS = {"int4": "int8", "nvfp4": "fp8", "mxfp4": "fp8"}
@@ -24,7 +24,8 @@ GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
 # nats a token, against the checkpoint in float32
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "fp8": 0.01, "fp8_block": 0.01, "int4": 0.05, "nvfp4": 0.1, "mxfp4": 0.15}
-FP8_ACTIVATIONS_KL_LIMIT = 0.02
+ACTIVATIONS_KL_LIMITS = {"fp8": 0.02, "nvfp4": 0.2}
+ACTIVATIONS_FACTORS = {"fp8": "e4m3", "nvfp4": "e2m1"}  # as target.Gpu has them
 
 MOST = 1 << 30  # of anything counted
 MOST_BATCH_TOKENS = 1 << 16  # activations have room for all of them
@@ -109,9 +110,10 @@ class Precision(Section):
     """int4 only: inputs that share a scale (32, 64 or 128; 64 by default)."""
     zero_point: bool = False
     """int4 only: groups have a zero point."""
-    activations: Literal["bf16", "fp8"] = "bf16"
-    """What weights are multiplied with; fp8: on GPUs from sm89 on, in steps of many tokens, fp8 weights with e4m3 codes that have a scale a
-    token, at up to twice the rate; the last linear stays with bf16."""
+    activations: Literal["bf16", "fp8", "nvfp4"] = "bf16"
+    """What weights are multiplied with in steps of many tokens, on GPUs that multiply such numbers; the last linear stays with bf16. fp8: from
+    sm89 on, fp8 weights with e4m3 codes that have a scale a token, at up to twice the rate. nvfp4: from sm100 on, nvfp4 weights, which the
+    engine holds twice, at up to four times the rate."""
     embedding: Literal["bf16"] = "bf16"
     """Storage of the token embedding."""
     kv_cache: Literal["bf16", "int8", "fp8"] = "bf16"
@@ -206,7 +208,7 @@ class Verify(Section):
     """Compare the engine with the checkpoint; auto: when the checkpoint in float32 fits in memory."""
     kl: Annotated[float | None, Field(gt=0), Expects("a number over 0")] = None
     """Largest mean KL divergence a token; by default 0.002 for bf16, 0.005 for int8, 0.01 for fp8 and fp8_block, 0.05 for int4, 0.1
-    for nvfp4, 0.15 for mxfp4, the loosest that a linear has; 0.02 for fp8 activations."""
+    for nvfp4, 0.15 for mxfp4, the loosest that a linear has; 0.02 for fp8 activations and 0.2 for nvfp4's."""
 
 
 @dataclass(frozen=True)
@@ -295,20 +297,23 @@ def _target_problems(recipe: Recipe) -> Iterator[UserError]:
                 return
         if recipe.gpu != Gpu():
             yield recipe.error(("gpu",), "choices for a GPU, and target is cpu", None, "leave gpu out")
-        if precision.activations == "fp8":
-            yield recipe.error(("precision", "activations"), "fp8 activations have kernels for GPUs alone", "bf16 for target: cpu", "activations: bf16")
+        if precision.activations != "bf16":
+            yield recipe.error(("precision", "activations"), f"{precision.activations} activations have kernels for GPUs alone", "bf16 for target: cpu",
+                               "activations: bf16")
         if precision.kv_cache == "fp8":
             yield recipe.error(("precision", "kv_cache"), "fp8 keys and values have kernels for GPUs alone", "bf16 or int8 for target: cpu", "kv_cache: int8")
         return
     if recipe.runtime.deterministic:
         yield recipe.error(("runtime", "deterministic"), "kernels for GPUs sum in an order that depends on how many tokens a step has", "false for a GPU",
                            "deterministic: false")
-    if precision.activations == "fp8":
-        if recipe.target in GPUS_WITHOUT_FP8:
-            yield recipe.error(("precision", "activations"), f"{recipe.target} does not multiply fp8", "bf16, or a target from sm89 on", "activations: bf16")
-        elif "fp8" not in (precision.weights, *(override.weights for override in precision.overrides)):
-            yield recipe.error(("precision", "activations"), "fp8 activations are for fp8 weights", f"bf16 with {precision.weights} weights", "activations: bf16")
+    if precision.activations != "bf16":
+        wanted, key = precision.activations, ("precision", "activations")
+        able = [kind for kind, gpu in GPUS.items() if ACTIVATIONS_FACTORS[wanted] in gpu.factors]
+        if recipe.target not in able:
+            yield recipe.error(key, f"{recipe.target} does not multiply {wanted}", f"bf16, or a target from {able[0]} on", "activations: bf16")
+        elif wanted not in (precision.weights, *(override.weights for override in precision.overrides)):
+            yield recipe.error(key, f"{wanted} activations are for {wanted} weights", f"bf16 with {precision.weights} weights", "activations: bf16")
         elif recipe.gpu.cublas == "never":
-            yield recipe.error(("precision", "activations"), "fp8 activations are multiplied by cuBLASLt, and gpu.cublas is never", "bf16", "gpu.cublas: auto")
+            yield recipe.error(key, f"{wanted} activations are multiplied by cuBLASLt, and gpu.cublas is never", "bf16", "gpu.cublas: auto")
     if recipe.cpu != Cpu():
         yield recipe.error(("cpu",), f"choices for a CPU, and target is {recipe.target}", None, "leave cpu out")

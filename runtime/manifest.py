@@ -15,7 +15,7 @@ import xxhash
 from slipway.runtime.errors import EngineError
 from slipway.runtime.typed_json import from_json, to_json
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 ABI_VERSION = 1  # slipway::abi_version of abi.hpp
 FILE_NAME = "engine.json"
 GPU_KINDS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120")
@@ -104,17 +104,18 @@ class ScratchRows:
 
 @dataclass(frozen=True)
 class Matmul:
-    """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt. W: the step's first weight, its rows `weight_columns`
-    numbers apart. source, destination: None for the step's first input, its first output.
+    """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt. W: the step's weight of that number, its rows `weight_columns`
+    numbers apart. source, destination: None for the step's first input, its first output. Where scales of e2m1 lie: plugins/plugin.py.
     """
 
     outputs: int
     inputs: int
     weight_columns: int
-    factors: str  # "bf16", "e4m3"
+    factors: str  # "bf16", "e4m3", "e2m1"
     results: str  # "bf16", "f32"
     source: ScratchRows | None = None
     destination: ScratchRows | None = None
+    weight: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ MOST_OF_GRID = (1 << 31) - 1, 65535, 65535
 MOST_OPERANDS = {"inputs": 4, "outputs": 2, "weights": 6}  # slipway::cuda::Call
 MOST_COUNTERS = 1 << 20
 GPU_INPUT_ALIGNMENT = MATMUL_ALIGNMENT = 16
-MATMUL_FACTORS, MATMUL_RESULTS = {"bf16": 2, "e4m3": 1}, {"bf16": 2, "f32": 4}  # bytes of a number
+MATMUL_FACTORS, MATMUL_RESULTS = {"bf16": 16, "e4m3": 8, "e2m1": 4}, {"bf16": 16, "f32": 32}  # bits of a number
+SCALED_ROWS, SCALED_NUMBERS = 128, 64  # of e2m1, in a piece of scales
+SCALE_NUMBERS = 16  # that share one
 BATCH_INPUTS = ("input_ids", "positions", "logit_rows")
 SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DAMAGED = "the engine is damaged: copy or build it again"
@@ -200,13 +202,19 @@ def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> N
         if getattr(matmul, name) not in known:
             raise EngineError(f"{where}.{name}", repr(getattr(matmul, name)), f"one of {', '.join(known)}")
     _check_count(where, outputs=matmul.outputs, inputs=matmul.inputs, weight_columns=matmul.weight_columns)
-    factor, result = MATMUL_FACTORS[matmul.factors], MATMUL_RESULTS[matmul.results]
-    if not needs.weights or matmul.inputs > matmul.weight_columns or matmul.outputs * matmul.weight_columns * factor > needs.weights[0]:
-        raise EngineError(where, f"{matmul.outputs} x {matmul.inputs} in rows of {matmul.weight_columns}", "a matrix within the kernel's first weight")
-    scratch = needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
+    _check_at_least(0, where, weight=matmul.weight)
+    factor, scratch = MATMUL_FACTORS[matmul.factors], needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
+    held = needs.weights[matmul.weight] if matmul.weight < len(needs.weights) else 0
+    if matmul.factors == "e2m1":
+        if matmul.inputs % SCALED_NUMBERS or matmul.inputs != matmul.weight_columns or matmul.source is None:
+            raise EngineError(where, f"{matmul.inputs} of {matmul.weight_columns} numbers in a row", f"whole rows of e2m1 in the scratch, multiples of {SCALED_NUMBERS}")
+        held -= _scale_bytes(matmul.outputs, matmul.inputs)
+        scratch -= _scale_bytes(max(limits.max_batch_tokens, limits.max_logit_rows), matmul.inputs)
+    if matmul.inputs > matmul.weight_columns or matmul.outputs * matmul.weight_columns * factor > 8 * held:
+        raise EngineError(where, f"{matmul.outputs} x {matmul.inputs} in rows of {matmul.weight_columns}", "a matrix within the kernel's weight")
     for name, rows, width, given in (
-        ("source", matmul.source, matmul.inputs * factor, needs.inputs[:1]),
-        ("destination", matmul.destination, matmul.outputs * result, needs.outputs[:1]),
+        ("source", matmul.source, matmul.inputs * factor // 8, needs.inputs[:1]),
+        ("destination", matmul.destination, matmul.outputs * MATMUL_RESULTS[matmul.results] // 8, needs.outputs[:1]),
     ):
         if rows is None:
             if not given or given[0] < width:
@@ -216,6 +224,11 @@ def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> N
         end = rows.offset + (max(limits.max_batch_tokens, limits.max_logit_rows) - 1) * rows.row_bytes + width
         if rows.row_bytes < width or rows.offset % MATMUL_ALIGNMENT or rows.row_bytes % MATMUL_ALIGNMENT or end > scratch:
             raise EngineError(f"{where}.{name}", f"{rows.row_bytes} bytes a row from {rows.offset} on", f"rows of {width} bytes within {scratch} of scratch")
+
+
+def _scale_bytes(rows: int, columns: int) -> int:
+    """Of e2m1 numbers."""
+    return -(-rows // SCALED_ROWS) * SCALED_ROWS * columns // SCALE_NUMBERS
 
 
 def _check_launch(launch: Launch, limits: Limits, where: str) -> None:

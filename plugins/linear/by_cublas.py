@@ -1,8 +1,9 @@
 """Linears of many rows by cuBLASLt: which, from how many rows on, and the launches around it. Mirrors plugins/linear/cuda/around_matmul.cuh.
 
 bf16 weights are multiplied as they lie. So are fp8 weights, where the recipe lets activations be made e4m3 too, a scale a row: tensor cores
-multiply those at up to twice the rate of bf16. Norms and gated linears that only such linears read make the codes themselves. Where more is to be
-done than the multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
+multiply those at up to twice the rate of bf16. Norms and gated linears that only such linears read make the codes themselves. nvfp4 weights are
+packed a second time for it (pack_scaled_groups.py), where activations may be nvfp4 too: up to four times the rate. Where more is to be done than
+the multiplication, a row's record in the scratch holds its codes and scale, if they are made here, and what it is multiplied to.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import pathlib
 from dataclasses import dataclass
 
 import torch
+from torch.fx import Node
 
 from slipway.compiler.cards import CARDS, Card, cards_for
 from slipway.compiler.target import Target
-from slipway.plugins.linear import pack_cuda
-from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, ScratchRows
-from slipway.quantization.formats import BF16, FP8, WeightFormat
+from slipway.plugins.linear import pack_cuda, pack_scaled_groups
+from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, PackedWeight, ScratchRows
+from slipway.quantization.formats import BF16, FP8, NVFP4, WeightFormat
 
 AROUND_THREADS, FINISH_OUTPUTS = 256, 8  # around_matmul.cuh; outputs of a thread
 CODING_SHARED_BYTES = 4 * AROUND_THREADS // 32
 RECORD_ALIGNMENT = 256  # bytes
 LEAST_ROWS, MOST_ROWS = 32, 4096  # between which the cross-over is looked for
-MULTIPLIES_FP8 = ("sm89", "sm90", "sm100", "sm120")
 MEASURED = pathlib.Path(__file__).with_name("crossovers.json")  # as `make gpu` finds them: {target: {"N x K format": rows, null: never}}
 
 # Shares of a card's rate in bf16, guesses until they are measured: of mma.sync in our kernels where their blocks fill it, and of cuBLASLt.
@@ -33,6 +34,23 @@ CUBLAS_SHARE = 0.75
 MARGIN_S = 5e-6
 CUBLAS_BLOCK, CUBLAS_SPLITS = (128, 128), 4  # rows and outputs; blocks that share them where there are few
 OWN_BLOCK = 64, 128  # rows and outputs; as in many_rows.cuh
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Numbers that cuBLASLt multiplies, where weights have the format and, if `activations` says so, a recipe has such activations.
+
+    rate: beside bf16's.
+    """
+
+    name: str
+    bits: int
+    rate: int
+    weights: WeightFormat
+    activations: str | None
+
+
+FACTORS = (Factors("bf16", 16, 1, BF16, None), Factors("e4m3", 8, 2, FP8, "fp8"), Factors("e2m1", 4, 4, NVFP4, "nvfp4"))
 
 
 @dataclass(frozen=True)
@@ -58,21 +76,23 @@ class CublasLinear:
     biased: bool
     source: torch.dtype
     dtype: torch.dtype
-    fp8_activations: bool
+    activations: str  # of the recipe
     target: Target
     coded: bool = False  # its activations come as codes
     codes_from: int | None = None  # from so many rows on its outputs are to be codes
 
     @property
-    def possible(self) -> bool:
-        if self.target.cublas == 0 or self.inputs % 8 or self.outputs % 8:
-            return False
-        return (self.fmt == BF16 and self.source == torch.bfloat16) or (self.fmt == FP8 and self.fp8_activations and self.target.kind in MULTIPLIES_FP8)
+    def factors(self) -> Factors | None:
+        """What it multiplies; None: it does not take this linear."""
+        if self.target.cublas == 0 or self.inputs % 8 or self.outputs % 8 or (self.fmt == BF16 and self.source != torch.bfloat16):
+            return None
+        multiplied = (f for f in FACTORS if f.name in self.target.gpu.factors)
+        return next((f for f in multiplied if f.weights == self.fmt and f.activations in (None, self.activations)), None)
 
     @property
     def rows(self) -> int | None:
         """From so many on it is cuBLASLt's; None: never."""
-        if not self.possible:
+        if self.factors is None:
             return None
         measured = _measured().get(self.target.kind, {})
         return self.target.cublas or (measured[self.name] if self.name in measured else self.expected_rows)
@@ -100,23 +120,33 @@ class CublasLinear:
 
     def seconds(self, rows: int) -> float:
         """What cuBLASLt should take, and the launches around it."""
-        card, rate = self._card, CUBLAS_SHARE * (2 if self.in_e4m3 else 1)
+        card, rate = self._card, CUBLAS_SHARE * self.factors.rate
         around = rows * (self.record_bytes * 2 + self.outputs * self.dtype.itemsize) / card.read_bytes_per_s if self.finishes else 0
         rate *= min(1.0, CUBLAS_SPLITS * self._blocks(rows, CUBLAS_BLOCK) / self.target.gpu.multiprocessors)
-        return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.in_e4m3 + self.finishes) + around
+        return card.seconds(self._weight_bytes, self._flops(rows) / rate, 1 + self.scaled + self.finishes) + around
 
     @property
     def in_e4m3(self) -> bool:
-        return self.fmt == FP8
+        return self.factors is not None and self.factors.name == "e4m3"
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether 16 neighbours have a scale, of weights that are packed for that."""
+        return self.factors is not None and self.factors.name == "e2m1"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether rows of activations are codes that have a scale."""
+        return self.in_e4m3 or self.in_groups
 
     @property
     def quantizes(self) -> bool:
-        return self.in_e4m3 and not self.coded
+        return self.scaled and not self.coded
 
     @property
     def finishes(self) -> bool:
         """Whether anything is left to do with a row of sums."""
-        return self.in_e4m3 or self.gated or self.biased
+        return self.scaled or self.gated or self.biased
 
     @property
     def record_bytes(self) -> int:
@@ -125,7 +155,23 @@ class CublasLinear:
 
     @property
     def results_at(self) -> int:
-        return _up(self._packed_inputs, RECORD_ALIGNMENT) if self.quantizes else 0
+        return _up(self._packed_inputs * self.factors.bits // 8, RECORD_ALIGNMENT) if self.quantizes else 0
+
+    @property
+    def scratch_bytes_per_row(self) -> int:
+        return self.record_bytes + (pack_scaled_groups.scales_of_row(self.inputs) if self.in_groups else 0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Beside those of rows: scales lie in whole pieces."""
+        return pack_scaled_groups.scale_bytes(1, self.inputs) if self.in_groups else 0
+
+    def packed_weights(self, weights: tuple[Node, ...]) -> tuple[PackedWeight, ...]:
+        """That are packed for it alone."""
+        if not self.in_groups:
+            return ()
+        size = pack_scaled_groups.packed_bytes(self.outputs, self.inputs, self.gated)
+        return (PackedWeight(weights, pack_scaled_groups.pack, f"{'gated_' * self.gated}linear_scaled_groups", size),)
 
     @property
     def results_itemsize(self) -> int:
@@ -138,9 +184,9 @@ class CublasLinear:
         return {
             "record": f"{self.record_bytes}, {self.results_at}",
             "Result": "bf16" if self.results_itemsize == 2 else "float",
-            "in_e4m3": self.in_e4m3,
+            "scaled": self.scaled,
             "coded": self.coded,
-            "quantizes": self.quantizes,
+            "quantize": ("quantize_inputs_in_groups" if self.in_groups else "quantize_inputs") if self.quantizes else None,
             "finishes": self.finishes,
             "finish": [(each.name, each.body) for each in self._finish],
         }
@@ -151,12 +197,13 @@ class CublasLinear:
         results = ScratchRows(self.results_at, self.record_bytes) if self.finishes else None
         matmul = Matmul(
             outputs=self._packed_outputs if self.finishes else self.outputs,
-            inputs=self._packed_inputs if self.in_e4m3 else self.inputs,
+            inputs=self._packed_inputs if self.scaled else self.inputs,
             weight_columns=self._packed_inputs,
-            factors="e4m3" if self.in_e4m3 else "bf16",
+            factors=self.factors.name,
             results=("bf16" if self.results_itemsize == 2 else "f32") if self.finishes else {torch.bfloat16: "bf16", torch.float32: "f32"}[self.dtype],
             source=codes,
             destination=results,
+            weight=1 + self.biased if self.in_groups else 0,
         )
         each_row = Extent("rows")
         before = [Launch(f"{symbol}_quantize", AROUND_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]

@@ -35,9 +35,9 @@ class GpuProblem:
     declined = None
     local_bytes = 0
 
-    def with_cublas(self, source: torch.dtype, dtype: torch.dtype, biased: bool, fp8_activations: bool) -> GpuProblem:
-        """The same, many rows of it by cuBLASLt if that takes them. source, dtype: of activations and outputs."""
-        found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, fp8_activations, self.target)
+    def with_cublas(self, source: torch.dtype, dtype: torch.dtype, biased: bool, activations: str) -> GpuProblem:
+        """The same, many rows of it by cuBLASLt if that takes them. source, dtype: of activations and outputs. activations: as a recipe has them."""
+        found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, activations, self.target)
         return replace(self, cublas=found if found.rows else None)
 
     def with_codes(self, coded: bool, codes_from: int | None) -> GpuProblem:
@@ -85,9 +85,8 @@ class GpuProblem:
 
     def packed_weights(self, weights: tuple[Node, ...], bias: Node | None) -> tuple[PackedWeight, ...]:
         packed = PackedWeight(weights, self.tiles.pack, f"{'gated_' * self.gated}linear_{self.tiles}", self.weight_bytes)
-        if bias is None:
-            return (packed,)
-        return (packed, PackedWeight((bias,), pack_cuda.pack_bias, "linear_tiles_bias", 4 * pack_cuda.TILE * self.blocks))
+        biases = () if bias is None else (PackedWeight((bias,), pack_cuda.pack_bias, "linear_tiles_bias", 4 * pack_cuda.TILE * self.blocks),)
+        return (packed, *biases, *(self.cublas.packed_weights(weights) if self.cublas else ()))
 
     def launches(self, symbol: str) -> tuple[Launch, ...]:
         grid = (Extent(fixed=self.blocks), Extent(fixed=self.splits), ONE)
@@ -109,11 +108,11 @@ class GpuProblem:
         """Sums of blocks that share outputs, of whichever launch has more."""
         few = self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
         many = self.block_splits * self.many_blocks * BLOCK_ROWS * MANY_TILES * pack_cuda.TILE if self.block_splits > 1 else 0
-        return 4 * max(few, many)
+        return max(4 * few, 4 * many, self.cublas.scratch_bytes if self.cublas else 0)
 
     @property
     def shared_scratch_per_row(self) -> int:
-        return self.cublas.record_bytes if self.cublas else 0
+        return self.cublas.scratch_bytes_per_row if self.cublas else 0
 
     @property
     def counters(self) -> int:

@@ -50,7 +50,7 @@ class Tiles:
         sizes = self.arrays(*weights[0].shape, len(weights) == 2)
         packed = np.empty(sum(sizes), np.uint8)
         rest = np.split(packed, np.cumsum(sizes)[:-1])
-        for each in _tile_rows(weights):
+        for each in tile_rows(weights):
             for i, same in enumerate(zip(*map(self._parts, each))):  # of one array
                 flat = torch.stack([part.contiguous().view(len(each[0]) // TILE, -1).view(torch.uint8) for part in same], 1).flatten().numpy()
                 rest[i][: flat.size], rest[i] = flat, rest[i][flat.size :]
@@ -84,7 +84,7 @@ def pack_bias(bias: Tensor) -> np.ndarray:
     return pad(bias.float(), (0, -len(bias) % TILE)).view(torch.uint8).numpy()
 
 
-def _tile_rows(weights: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+def tile_rows(weights: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
     """The same rows of each weight, some whole tiles and blocks at a time, zeros in the place of rows that do not exist."""
     outputs, inputs = weights[0].shape
     step = max(1, CHUNK_ELEMENTS // (BLOCK_ROWS * inputs)) * BLOCK_ROWS

@@ -61,9 +61,9 @@ class LinearPlugin:
             problem = _with_cublas(node, target).with_codes(coded, codes)
         if coded and problem.cublas.rows != given:
             raise InternalError(f"{node.name} takes codes from {problem.cublas.rows} rows on, {x.name} makes them from {given} on")
-        in_fp8 = bool(target.gpu and problem.cublas and problem.cublas.in_e4m3)
+        factors = problem.cublas.factors.name if target.gpu and problem.cublas and problem.cublas.scaled else None
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("fp8_activations", in_fp8), ("coded", coded), (f"codes_from{codes}", codes)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), (f"{factors}_activations", factors), ("coded", coded), (f"codes_from{codes}", codes)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -125,7 +125,7 @@ def producer_of(x: Node) -> Node:
 
 def _with_cublas(node: Node, target: Target) -> GpuProblem:
     source, dtype = node.args[0].meta["storage"], node.meta["storage"]
-    return _problem(node, target).with_cublas(source, dtype, _bias(node) is not None, node.meta.get("fp8_activations", False))
+    return _problem(node, target).with_cublas(source, dtype, _bias(node) is not None, node.meta.get("activations", "bf16"))
 
 
 def _bias(node: Node) -> Node | None:

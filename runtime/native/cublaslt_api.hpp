@@ -17,9 +17,12 @@ using CublasLtPreference = void*;  // cublasLtMatmulPreference_t
 
 inline constexpr CublasStatus cublas_success = 0, cublas_invalid_value = 7, cublas_not_supported = 15;
 inline constexpr int cublas_compute_32f = 68;                                        // CUBLAS_COMPUTE_32F
-inline constexpr int cuda_r_32f = 0, cuda_r_16bf = 14, cuda_r_8f_e4m3 = 28;          // cudaDataType
+inline constexpr int cuda_r_32f = 0, cuda_r_16bf = 14, cuda_r_8f_e4m3 = 28, cuda_r_4f_e2m1 = 33;  // cudaDataType
 inline constexpr int cublas_op_n = 0, cublas_op_t = 1;
 inline constexpr int cublaslt_desc_transa = 3, cublaslt_desc_transb = 4;             // int32
+inline constexpr int cublaslt_desc_a_scale_pointer = 17, cublaslt_desc_b_scale_pointer = 18;  // const void*
+inline constexpr int cublaslt_desc_a_scale_mode = 31, cublaslt_desc_b_scale_mode = 32;        // int32
+inline constexpr int cublaslt_scale_32f = 0, cublaslt_scale_vec16_ue4m3 = 1;                  // modes: one number; an e4m3 for 16 neighbours
 inline constexpr int cublaslt_pref_max_workspace_bytes = 1;                          // uint64
 inline constexpr int cublaslt_pref_alignment_a = 5, cublaslt_pref_alignment_b = 6, cublaslt_pref_alignment_c = 7, cublaslt_pref_alignment_d = 8;  // uint32
 

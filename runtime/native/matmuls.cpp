@@ -10,10 +10,20 @@ namespace {
 constexpr uint64_t workspace_bytes = 32 << 20, emulated_workspace_bytes = 4096;
 constexpr uint32_t most_alignment = 256;
 
-int type_of(MatmulSpec::Number number) {
-  return number == MatmulSpec::Number::bf16 ? cuda_r_16bf : number == MatmulSpec::Number::f32 ? cuda_r_32f : cuda_r_8f_e4m3;
+struct Type {
+  int cuda;
+  int64_t bits;
+};
+Type type_of(MatmulSpec::Number number) {
+  using Number = MatmulSpec::Number;
+  switch (number) {
+    case Number::bf16: return {cuda_r_16bf, 16};
+    case Number::f32: return {cuda_r_32f, 32};
+    case Number::e4m3: return {cuda_r_8f_e4m3, 8};
+    case Number::e2m1: return {cuda_r_4f_e2m1, 4};
+  }
+  throw std::invalid_argument("a number of no type");
 }
-int64_t bytes_of(MatmulSpec::Number number) { return number == MatmulSpec::Number::bf16 ? 2 : number == MatmulSpec::Number::f32 ? 4 : 1; }
 
 uint32_t alignment_of(const void* at) {
   const auto address = reinterpret_cast<uintptr_t>(at);
@@ -29,6 +39,8 @@ Operands operands_of(const MatmulSpec& spec, const cuda::Call& call) {
   };
   return {operand(spec.source, call.inputs[0]), operand(spec.destination, call.outputs[0])};
 }
+
+const std::byte* weight_of(const MatmulSpec& spec, const cuda::Call& call) { return call.weights[spec.weight]; }
 
 // Throws std::runtime_error.
 void check(CublasStatus status, const std::string& what) {
@@ -49,7 +61,7 @@ Matmuls::~Matmuls() { api_.destroy(handle_); }
 Matmuls::Key Matmuls::key_of(const MatmulSpec& spec, const cuda::Call& call, int32_t rows) {
   const auto [factors, results] = operands_of(spec, call);
   return {spec.outputs, spec.inputs, spec.weight_columns, static_cast<int64_t>(spec.factors), static_cast<int64_t>(spec.results), rows, factors.row_bytes,
-          results.row_bytes, alignment_of(call.weights[0]), alignment_of(factors.data), alignment_of(results.data)};
+          results.row_bytes, alignment_of(weight_of(spec, call)), alignment_of(factors.data), alignment_of(results.data)};
 }
 
 // cuBLASLt's matrices lie column after column: rows of ours are its columns, and W is transposed.
@@ -61,20 +73,27 @@ void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t ro
     return Owned<void*>(handle, destroy);
   };
   const auto layout = [&](MatmulSpec::Number number, int64_t length, int64_t count, int64_t leading) {
-    return created(api_.create_layout, api_.destroy_layout, type_of(number), static_cast<uint64_t>(length), static_cast<uint64_t>(count), leading);
+    return created(api_.create_layout, api_.destroy_layout, type_of(number).cuda, static_cast<uint64_t>(length), static_cast<uint64_t>(count), leading);
   };
   const auto a = layout(spec.factors, spec.inputs, spec.outputs, spec.weight_columns);
-  const auto b = layout(spec.factors, spec.inputs, rows, factors.row_bytes / bytes_of(spec.factors));
-  const auto d = layout(spec.results, spec.outputs, rows, results.row_bytes / bytes_of(spec.results));
+  const auto b = layout(spec.factors, spec.inputs, rows, factors.row_bytes * 8 / type_of(spec.factors).bits);
+  const auto d = layout(spec.results, spec.outputs, rows, results.row_bytes * 8 / type_of(spec.results).bits);
   const auto desc = created(api_.create_desc, api_.destroy_desc, cublas_compute_32f, cuda_r_32f);
-  const int32_t transposed = cublas_op_t;
-  check(api_.set_desc(desc.get(), cublaslt_desc_transa, &transposed, sizeof transposed), name);
+  const auto set = [&](int attribute, auto value) { check(api_.set_desc(desc.get(), attribute, &value, sizeof value), name); };
+  set(cublaslt_desc_transa, int32_t{cublas_op_t});
+  const std::byte* weight = weight_of(spec, call);
+  if (spec.factors == MatmulSpec::Number::e2m1) {
+    set(cublaslt_desc_a_scale_mode, int32_t{cublaslt_scale_vec16_ue4m3});
+    set(cublaslt_desc_b_scale_mode, int32_t{cublaslt_scale_vec16_ue4m3});
+    set(cublaslt_desc_a_scale_pointer, static_cast<const void*>(weight + spec.outputs * spec.weight_columns / 2));
+    set(cublaslt_desc_b_scale_pointer, static_cast<const void*>(factors.data + rows * factors.row_bytes));
+  }
 
   const auto choose = [&] {
     const auto preference = created(api_.create_preference, api_.destroy_preference);
     const uint64_t room = workspace_.size();
     check(api_.set_preference(preference.get(), cublaslt_pref_max_workspace_bytes, &room, sizeof room), name);
-    const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, call.weights[0]}, {cublaslt_pref_alignment_b, factors.data},
+    const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, weight}, {cublaslt_pref_alignment_b, factors.data},
                                                     {cublaslt_pref_alignment_c, results.data}, {cublaslt_pref_alignment_d, results.data}};
     for (const auto& [attribute, pointer] : pointers) {
       const uint32_t alignment = alignment_of(pointer);
@@ -89,7 +108,7 @@ void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t ro
   const Key key = key_of(spec, call, rows);
   if (!algorithms_.contains(key)) algorithms_[key] = choose();
   const float one = 1, zero = 0;
-  check(api_.matmul(handle_, desc.get(), &one, call.weights[0], a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(),
+  check(api_.matmul(handle_, desc.get(), &one, weight, a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(),
                     &algorithms_[key], workspace_.data(), workspace_.size(), gpu_.stream()), name);
 }
 

@@ -24,15 +24,17 @@ struct ExtentSpec {
   bool each_sequence;
 };
 
-// results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]^T; W is the step's first weight. Sums are float32.
+// results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]^T; W is the step's weight of that number. Sums are float32. Scales of e2m1
+// lie behind W and behind the source's rows (plugins/plugin.py).
 struct MatmulSpec {
-  enum class Number { bf16, f32, e4m3 };
+  enum class Number { bf16, f32, e4m3, e2m1 };
   struct ScratchRows {
     int64_t offset, row_bytes;
   };
   int64_t outputs, inputs, weight_columns;  // of a row of W
   Number factors, results;
   std::optional<ScratchRows> source, destination;  // none: the step's first input, its first output
+  int32_t weight;
 };
 
 struct LaunchSpec {

@@ -46,6 +46,7 @@ MatmulSpec::Number number(const std::string& name) {
   if (name == "bf16") return Number::bf16;
   if (name == "f32") return Number::f32;
   if (name == "e4m3") return Number::e4m3;
+  if (name == "e2m1") return Number::e2m1;
   throw std::invalid_argument("no type of factors or results: " + name);
 }
 
@@ -54,7 +55,8 @@ MatmulSpec::Number number(const std::string& name) {
 MatmulSpec matmul_from_python(nb::handle from) {
   return {.outputs = get<int64_t>(from, "outputs"), .inputs = get<int64_t>(from, "inputs"), .weight_columns = get<int64_t>(from, "weight_columns"),
           .factors = number(get<std::string>(from, "factors")), .results = number(get<std::string>(from, "results")),
-          .source = scratch_rows(from.attr("source")), .destination = scratch_rows(from.attr("destination"))};
+          .source = scratch_rows(from.attr("source")), .destination = scratch_rows(from.attr("destination")),
+          .weight = get<int32_t>(from, "weight")};
 }
 
 namespace {

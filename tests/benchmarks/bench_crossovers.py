@@ -16,10 +16,10 @@ import pathlib
 import click
 import torch
 from bench_gpu import TINY, Linear, Measure, Scale, target_here
+from nodes import CODED_ACTIVATIONS
 
 from slipway.compiler.target import Target
-from slipway.plugins.linear.by_cublas import MULTIPLIES_FP8, CublasLinear
-from slipway.quantization.formats import BF16, FP8
+from slipway.plugins.linear.by_cublas import FACTORS, CublasLinear
 
 LEAST_ROWS, ROWS = 17, (32, 64, 128, 256, 512, 1024)
 
@@ -28,7 +28,7 @@ def crossover(measure: Measure, name: str, fmt) -> tuple[str, int | None]:
     """(the linear in the table, rows from which cuBLASLt is faster, at all that are measured; None: at none)."""
     own, theirs = (Linear(measure, name, fmt, dataclasses.replace(measure.target, cublas=rows)) for rows in (0, LEAST_ROWS))
     gated, dtype = name == "gate|up", torch.bfloat16
-    key = CublasLinear(own.outputs, own.inputs, fmt, gated, False, dtype, dtype, fmt == FP8, measure.target).name
+    key = CublasLinear(own.outputs, own.inputs, fmt, gated, False, dtype, dtype, CODED_ACTIVATIONS.get(fmt, "bf16"), measure.target).name
     found = None
     for rows in reversed(ROWS[:2] if measure.emulate else ROWS):
         times = own.seconds(rows), theirs.seconds(rows)
@@ -46,7 +46,7 @@ def main(emulate: bool, write: pathlib.Path | None) -> None:
     """Measure from how many rows on linears are to be cuBLASLt's."""
     target = Target("sm90") if emulate else target_here()
     measure = Measure(target, TINY if emulate else Scale(), emulate)
-    formats = [BF16, *([FP8] if target.kind in MULTIPLIES_FP8 else [])]
+    formats = [factors.weights for factors in FACTORS if factors.name in target.gpu.factors]
     names = [name for name in measure.scale.linears if name != "head"]  # whose rows are few
     found = dict(crossover(measure, name, fmt) for name, fmt in itertools.product(names, formats))
     if write:

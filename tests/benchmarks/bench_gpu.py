@@ -25,7 +25,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "plugins"))
 from emulated_gpu import compile_emulated  # noqa: E402
 from kernel_bench import Bench, compile_images, target_here  # noqa: E402
 from kernel_harness import Batch, Operand, make_batch  # noqa: E402
-from nodes import BF16, call_node  # noqa: E402
+from nodes import CODED_ACTIVATIONS, BF16, call_node  # noqa: E402
 from paged import Sequences, Shape  # noqa: E402
 
 from slipway.compiler.quantities import rate_text  # noqa: E402
@@ -33,7 +33,7 @@ from slipway.compiler.target import Target  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE  # noqa: E402
 from slipway.plugins.plugin import ONE, Extent, Kernel, Launch  # noqa: E402
-from slipway.quantization.formats import FORMATS, FP8, KV_FORMATS, WeightFormat  # noqa: E402
+from slipway.quantization.formats import FORMATS, KV_FORMATS, WeightFormat  # noqa: E402
 from slipway.runtime import _native  # noqa: E402
 
 PROBE_HEADER = pathlib.Path(__file__).with_name("gpu_probe.cuh")
@@ -236,7 +236,7 @@ def linear_kernel(name: str, outputs: int, inputs: int, fmt: WeightFormat, targe
     op = torch.ops.slipway.gated_linear.default if gated else torch.ops.aten.linear.default
     node = call_node(op, x, weight, *((weight, "silu") if gated else ()), storage=BF16)
     node.args[0].meta["storage"] = BF16
-    node.meta.update(weight_format=fmt, fp8_activations=fmt == FP8)
+    node.meta.update(weight_format=fmt, activations=CODED_ACTIVATIONS.get(fmt, "bf16"))
     return LINEAR.lower(node, target)
 
 

@@ -32,6 +32,7 @@ from peers.report import markdown  # noqa: E402
 
 from slipway.compiler.cli.bench import Bench, Load, limits_of, measure_loaded  # noqa: E402
 from slipway.compiler.quantities import rate_text, seconds_text  # noqa: E402
+from slipway.compiler.target import GPUS  # noqa: E402
 from slipway.runtime import _native  # noqa: E402
 from slipway.runtime.engine import Engine  # noqa: E402
 from slipway.runtime.machine import usable_cores  # noqa: E402
@@ -45,11 +46,12 @@ TINY = transformers.LlamaConfig(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=256, tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
 )  # fmt: skip
-FP8_ACTIVATIONS, FP8_CAPABILITY = "fp8, activations fp8", 89  # the least that multiplies them
+FACTORS = {"fp8, activations fp8": "e4m3", "nvfp4, activations nvfp4": "e2m1"}  # that a GPU has to multiply
 PRECISIONS = {
     "bf16": (),
     "fp8": ("precision.weights=fp8",),
-    FP8_ACTIVATIONS: ("precision.weights=fp8", "precision.activations=fp8"),
+    "fp8, activations fp8": ("precision.weights=fp8", "precision.activations=fp8"),
+    "nvfp4, activations nvfp4": ("precision.weights=nvfp4", "precision.activations=nvfp4"),
     "int4": ("precision.weights=int4", "precision.group_size=128"),
     "nvfp4": ("precision.weights=nvfp4",),
     "fp8, KV fp8": ("precision.weights=fp8", "precision.kv_cache=fp8"),
@@ -172,7 +174,7 @@ def main(emulate: bool, chosen: tuple[str, ...], folder: pathlib.Path, json_path
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         place = pathlib.Path(inside)
         write_checkpoint(work.config, place / "checkpoint", "cpu" if emulate else "cuda")
-        precisions = chosen or [name for name in work.precisions if capability >= FP8_CAPABILITY or name != FP8_ACTIVATIONS]
+        precisions = chosen or [name for name in work.precisions if FACTORS.get(name, "bf16") in GPUS[f"sm{capability}"].factors]
         engines = {precision: measure(work, precision, f"sm{capability}", place, emulate) for precision in precisions}
         peers = transformers_rates(work, place / "checkpoint")
     click.echo(report(work, gpu, engines, peers))

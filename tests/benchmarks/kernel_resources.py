@@ -15,13 +15,12 @@ from dataclasses import replace
 import torch
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "plugins"))
-from nodes import BF16, F32, call_node, gated_and_readers, norm_and_readers  # noqa: E402
+from nodes import CODED_ACTIVATIONS, BF16, F32, call_node, gated_and_readers, norm_and_readers  # noqa: E402
 from paged import Sequences, Shape  # noqa: E402
 
 from slipway.compiler.cubins import Resources, compile_cubin  # noqa: E402
 from slipway.compiler.target import GPUS, Target  # noqa: E402
 from slipway.plugins.draw_tokens.plugin import PLUGIN as DRAW_TOKENS  # noqa: E402
-from slipway.plugins.linear.by_cublas import MULTIPLIES_FP8  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN as LINEAR  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
 from slipway.plugins.rms_norm.plugin import PLUGIN as RMS_NORM  # noqa: E402
@@ -41,7 +40,7 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
         for name, op, args in (("linear", torch.ops.aten.linear.default, (x, weight)), ("gated", torch.ops.slipway.gated_linear.default, (x, gate, gate, "silu"))):
             node = call_node(op, *args, storage=BF16)
             node.args[0].meta["storage"] = BF16
-            node.meta.update(weight_format=fmt, fp8_activations=True)
+            node.meta.update(weight_format=fmt, activations=CODED_ACTIVATIONS.get(fmt, "bf16"))
             yield f"{name} {fmt}", LINEAR.lower(node, target)
     for head_dim in HEAD_DIMS:
         for kv in KV_FORMATS.values():
@@ -49,7 +48,7 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
             yield f"attention of {head_dim} {kv.name}", Sequences(shape, [1]).step([(0, 0, 1)]).lower(target, BF16)
     norm = call_node(torch.ops.slipway.add_rms_norm.default, torch.empty(1, HIDDEN), torch.empty(1, HIDDEN), torch.empty(HIDDEN), 1e-5, False, storage=(BF16, F32))
     yield "norm", RMS_NORM.lower(norm, target)
-    if target.kind in MULTIPLIES_FP8:
+    if "e4m3" in target.gpu.factors:
         always = replace(target, cublas=17)
         yield "norm to codes", RMS_NORM.lower(norm_and_readers("add_rms_norm", HIDDEN, (HIDDEN, FP8))[0], always)
         yield "gated fp8 to codes", LINEAR.lower(gated_and_readers(FFN, HIDDEN, FP8, (HIDDEN, FP8))[0], always)

@@ -10,7 +10,7 @@ from slipway.compiler.progress import Progress
 from slipway.recipes import catalog, schema
 
 
-sys.path.append(str(Path(__file__).parent))  # for `import greedy` under --import-mode=importlib
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plugins")]  # for `import greedy`, `as_multiplied` under --import-mode=importlib
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from greedy import check_greedy, prompts_of, reference
+from as_multiplied import AS_MULTIPLIED
+from greedy import check_greedy, checkpoint_of, prompts_of, reference
+from transformers import AutoModelForCausalLM
 
+from slipway.compiler import verify
+from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.target import GPUS
 from slipway.quantization import formats
 from slipway.recipes import catalog, schema
@@ -38,7 +42,9 @@ WEIGHTS = {
     "mxfp4": ("precision.weights=mxfp4",),
 }
 HERE = (f"target=sm{_native.first_gpu()[1]}",) if ON_GPU else ()  # what a recipe is to be built for
+MULTIPLIES_FP4 = not ON_GPU or "e2m1" in GPUS[HERE[0].partition("=")[2]].factors
 CUBLAS_FP8 = (*HERE, "precision.weights=fp8", "precision.activations=fp8", "gpu.cublas=17")
+CUBLAS_NVFP4 = ("precision.weights=nvfp4", "precision.activations=nvfp4", "gpu.cublas=17")
 ENGINES = [
     *((f"demo-llama/{kind}-bf16", ()) for kind in GPUS if not ON_GPU),
     *(("demo-llama/sm90-bf16", (*HERE, *overrides)) for overrides in ((), *WEIGHTS.values()) if overrides or ON_GPU),
@@ -59,21 +65,22 @@ def choose_device(monkeypatch, seed):
         monkeypatch.setenv("SLIPWAY_DEVICE", f"emulated:{seed}")
 
 
-def in_e4m3(x):
-    """[sequences, tokens, K] as it is multiplied: what an output's row of an fp8 weight is held as."""
-    return formats.round_trip(x.flatten(0, 1), formats.FP8).view_as(x)
+def as_held(precision):
+    """What makes a linear of transformers, by its path, multiply weights and activations of prompts as an engine of that precision does."""
+
+    def change(path, linear):
+        linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
+        if precision.activations != "bf16" and path != "lm_head":
+            multiplied = AS_MULTIPLIED[precision.activations]
+            linear.register_forward_pre_hook(lambda _, given: multiplied(given[0].flatten(0, 1)).view_as(given[0]) if given[0].shape[1] > 1 else None)  # of a token alone: bf16
+
+    return change
 
 
 @functools.cache
 def reference_of(model, precision):
-    """What transformers says with each linear's weight, and activations of prompts, as an engine of that precision multiplies them."""
-
-    def as_held(path, linear):
-        linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
-        if precision.activations == "fp8" and path != "lm_head":
-            linear.register_forward_pre_hook(lambda _, given: in_e4m3(given[0]) if given[0].shape[1] > 1 else None)  # of a token alone they stay bf16
-
-    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held)
+    """What transformers says with linears of that precision."""
+    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held(precision))
 
 
 @pytest.mark.parametrize("name, overrides", ENGINES, ids=lambda part: part if isinstance(part, str) else "-".join(p.split("=")[1] for p in part))
@@ -151,9 +158,9 @@ def test_without_a_gpu_it_says_how_to_run_it_all_the_same(engine_directory, monk
 @pytest.mark.parametrize(
     "part, damage, message",
     [
-        ("matmul", {"factors": "f16"}, r"matmul.factors: 'f16', expected one of bf16, e4m3"),
+        ("matmul", {"factors": "f16"}, r"matmul.factors: 'f16', expected one of bf16, e4m3, e2m1"),
         ("matmul", {"results": "e4m3"}, r"matmul.results: 'e4m3', expected one of bf16, f32"),
-        ("matmul", {"outputs": 1 << 20}, r"matmul: 1048576 x \d+ in rows of \d+, expected a matrix within the kernel's first weight"),
+        ("matmul", {"outputs": 1 << 20}, r"matmul: 1048576 x \d+ in rows of \d+, expected a matrix within the kernel's weight"),
         ("matmul", {"inputs": 1 << 16}, r"matmul: \d+ x 65536 in rows of \d+, expected a matrix within"),
         ("matmul", {"source": None}, r"matmul.source: .*"),
         ("matmul", {"destination": None}, r"matmul.destination: rows of \d+ bytes, expected at most the \d+ that the kernel is given"),
@@ -163,7 +170,26 @@ def test_without_a_gpu_it_says_how_to_run_it_all_the_same(engine_directory, monk
     ],
 )
 def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, message):
-    manifest = Manifest.read(build("demo-qwen3/sm90-bf16", *CUBLAS_FP8))
+    check_damaged(Manifest.read(build("demo-qwen3/sm90-bf16", *CUBLAS_FP8)), part, damage, message)
+
+
+@pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
+@pytest.mark.parametrize(
+    "part, damage, message",
+    [
+        ("matmul", {"weight": 2}, r"matmul: \d+ x \d+ in rows of \d+, expected a matrix within the kernel's weight"),
+        ("matmul", {"weight": -1}, r"matmul.weight: -1, expected .*"),
+        ("matmul", {"outputs": 1 << 10}, r"matmul: 1024 x \d+ in rows of \d+, expected a matrix within the kernel's weight"),
+        ("matmul", {"inputs": 40, "weight_columns": 40}, r"matmul: 40 of 40 numbers in a row, expected whole rows of e2m1 in the scratch, multiples of 64"),
+        ("matmul", {"source": None}, r"matmul: .* expected whole rows of e2m1 in the scratch"),
+        ("source", {"row_bytes": 1 << 12}, r"matmul.source: 4096 bytes a row from 0 on, expected rows of \d+ bytes within \d+ of scratch"),
+    ],
+)
+def test_scales_of_groups_stay_within_what_a_multiplication_is_given(build, part, damage, message):
+    check_damaged(Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4)), part, damage, message)
+
+
+def check_damaged(manifest, part, damage, message):
     symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.source for launch in needs.launches))
 
     def damaged(launch):
@@ -191,6 +217,31 @@ def test_what_makes_activations_makes_the_codes_that_linears_multiply(build):
     by_norms, by_gated, by_itself = ["cublasLtMatmul", "_finish"], ["cublasLtMatmul", "_codes"], ["_quantize", "cublasLtMatmul", "_finish"]
     assert of_linears == sorted([by_norms, by_gated, by_norms, by_itself])  # q|k|v, gate|up, down, o, which reads what attention makes
     assert ["_codes"] in steps.values()
+
+
+@pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
+def test_nvfp4_activations_cost_what_they_cost_transformers(build):
+    """On average: noise of a rounding makes other codes of some, and other tokens soon after."""
+    name, overrides = "demo-llama/sm100-bf16", (*HERE, *CUBLAS_NVFP4)
+    directory, precision = build(name, *overrides), schema.load(catalog.find(name), overrides).precision
+    windows = verify.token_windows(Checkpoint(checkpoint_of("demo-llama")), Manifest.read(directory).limits.max_sequence_length, verify.WINDOWS_EMULATED)
+
+    def logprobs(change):
+        network = AutoModelForCausalLM.from_pretrained(checkpoint_of("demo-llama"), dtype=torch.float32)
+        for path, linear in network.named_modules():
+            if isinstance(linear, torch.nn.Linear):
+                change(path, linear)
+        with torch.no_grad():
+            return torch.log_softmax(network(torch.from_numpy(windows.astype(np.int64))).logits, -1)
+
+    checkpoint = logprobs(lambda path, linear: None)
+
+    def cost(precision):
+        return float((checkpoint.exp() * (checkpoint - logprobs(as_held(precision)))).sum(-1).mean())
+
+    found = json.loads((directory / "verify.json").read_text())
+    assert found["tokens"] == windows.size and found["kl"] == pytest.approx(cost(precision), rel=0.15)
+    assert cost(precision.model_copy(update={"activations": "bf16"})) < 0.6 * found["kl"]
 
 
 def test_a_recipe_with_fp8_activations_that_no_step_has_is_refused(tmp_path):

@@ -12,10 +12,12 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
 
 from slipway.compiler.target import Target
+from slipway.plugins.linear.by_cublas import FACTORS
 from slipway.plugins.plugin import Kernel
 from slipway.quantization.formats import WeightFormat
 
 F32, BF16 = torch.float32, torch.bfloat16
+CODED_ACTIVATIONS = {factors.weights: factors.activations for factors in FACTORS if factors.activations}  # that tensor cores multiply with such weights
 
 
 def call_node(op: torch._ops.OpOverload, *args: object, storage: torch.dtype | tuple[torch.dtype, ...]) -> Node:
@@ -44,7 +46,7 @@ def gated_and_readers(outputs: int, inputs: int, fmt: WeightFormat, *readers: tu
     weight = torch.zeros(outputs, inputs, device="meta")
     gated = call_node(torch.ops.slipway.gated_linear.default, torch.zeros(2, inputs, device="meta"), weight, weight, "silu", storage=BF16)
     gated.args[0].meta["storage"] = BF16
-    gated.meta.update(weight_format=fmt, fp8_activations=True)
+    gated.meta.update(weight_format=fmt, activations="fp8")
     return gated, [add_linear(gated, *reader) for reader in readers]
 
 
@@ -52,7 +54,7 @@ def add_linear(x: Node, outputs: int, fmt: WeightFormat) -> Node:
     """A linear with fp8 activations that reads x."""
     weight = _placeholder(x.graph, f"weight{len(x.users)}", torch.zeros(outputs, x.meta["val"].shape[1], device="meta"))
     linear = x.graph.call_function(torch.ops.aten.linear.default, (x, weight))
-    linear.meta.update(val=torch.zeros(2, outputs), storage=F32, weight_format=fmt, fp8_activations=True)
+    linear.meta.update(val=torch.zeros(2, outputs), storage=F32, weight_format=fmt, activations="fp8")
     return linear
 
 

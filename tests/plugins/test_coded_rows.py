@@ -5,9 +5,10 @@ from unittest import mock
 
 import pytest
 import torch
+from as_multiplied import in_e4m3
 from emulated_gpu import SEEDS, TARGET, compile_emulated, run_emulated
 from nodes import BF16, F32, gated_and_readers, norm_and_readers
-from test_cublas_linear import ALWAYS, in_e4m3, run_with_cublas
+from test_cublas_linear import ALWAYS, run_with_cublas
 
 from slipway.plugins.linear import by_cublas
 from slipway.plugins.linear import plugin as linear
@@ -19,7 +20,7 @@ from slipway.quantization.formats import FP8, round_trip
 
 pytestmark = [  # with --gpu; without it, in emulation
     pytest.mark.gpu,
-    pytest.mark.skipif(TARGET.kind not in by_cublas.MULTIPLIES_FP8, reason="tensor cores that do not multiply e4m3"),
+    pytest.mark.skipif("e4m3" not in TARGET.gpu.factors, reason="tensor cores that do not multiply e4m3"),
 ]
 
 

@@ -5,22 +5,23 @@ import json
 
 import pytest
 import torch
+from as_multiplied import AS_MULTIPLIED
 from emulated_gpu import ON_GPU, TARGET, compile_emulated
 from kernel_bench import Bench
 from kernel_harness import Batch, Operand
+from nodes import CODED_ACTIVATIONS, F32
 from nodes import BF16 as BF16_STORAGE
-from nodes import F32
 from test_cuda_linear import Case
 
 from slipway.compiler.target import GPUS, Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear import by_cublas
 from slipway.plugins.linear.by_cublas import CublasLinear
-from slipway.quantization import floats
-from slipway.quantization.formats import BF16, FORMATS, FP8, round_trip
+from slipway.quantization.formats import BF16, FORMATS, FP8, NVFP4, round_trip
 
 pytestmark = pytest.mark.gpu  # with --gpu; without it, in emulation
 ALWAYS = dataclasses.replace(TARGET, cublas=17)
+IN_FP4 = ALWAYS if ON_GPU else Target("sm100", cublas=17)
 CASES = [
     Case(BF16, 72, 456, target=ALWAYS),
     Case(BF16, 72, 456, dtype=BF16_STORAGE, target=ALWAYS),
@@ -31,17 +32,18 @@ CASES = [
     Case(FP8, 40, 640, activation="gelu", dtype=BF16_STORAGE, target=ALWAYS),
     Case(FP8, 24, 256, source=F32, biased=True, target=ALWAYS),
 ]
-
-
-def in_e4m3(x):
-    """What a row of activations is multiplied as."""
-    largest = x.abs().amax(1, keepdim=True)
-    return floats.e4m3_values(floats.e4m3_bits(x * (x.new_tensor(448) / largest))) * (largest / 448)
+if "e2m1" in IN_FP4.gpu.factors:
+    CASES += [
+        Case(NVFP4, 72, 456, target=IN_FP4),  # a group in part
+        Case(NVFP4, 2088, 128, dtype=BF16_STORAGE, target=IN_FP4),  # more outputs than a block finishes, scales of many pieces
+        Case(NVFP4, 40, 4480, activation="silu", dtype=BF16_STORAGE, target=IN_FP4),  # more groups than a block quantizes at once
+        Case(NVFP4, 24, 256, source=F32, biased=True, target=IN_FP4),
+    ]
 
 
 def meaning(case, rows):
     x = case.x[:rows].bfloat16().float()
-    x = in_e4m3(x) if case.fmt == FP8 else x
+    x = AS_MULTIPLIED[CODED_ACTIVATIONS.get(case.fmt, "bf16")](x)
     y = [x.double() @ round_trip(w, case.fmt).double().T for w in case.weights]
     y[0] += 0 if case.bias is None else case.bias
     return ACTIVATIONS[case.activation](y[0]) * y[1] if case.activation else y[0]
@@ -68,7 +70,7 @@ def run(case, rows, captured_rows):
     return run_with_cublas(case.kernel, case.x[:rows], captured_rows, case.dtype, case.packed, case.outputs)
 
 
-@pytest.mark.parametrize("rows, captured_rows", [(17, 17), (19, 32), (70, 72)])
+@pytest.mark.parametrize("rows, captured_rows", [(17, 17), (19, 32), (70, 72), (131, 150)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_meaning(case, rows, captured_rows):
     assert [launch.matmul is not None for launch in case.kernel.launches if launch.takes_part(captured_rows)].count(True) == 1
@@ -77,11 +79,21 @@ def test_equals_meaning(case, rows, captured_rows):
     torch.testing.assert_close(run(case, rows, captured_rows).double(), want, rtol=rtol, atol=rtol * float(want.abs().mean()))
 
 
-def test_a_row_of_zeros_and_one_of_nan():
-    case = dataclasses.replace(CASES[4])
+@pytest.mark.parametrize("case", [case for case in CASES if case.fmt in CODED_ACTIVATIONS and case.outputs == 72], ids=str)
+def test_a_row_of_zeros_and_one_of_nan(case):
+    case = dataclasses.replace(case)
     case.x[3], case.x[5, 100] = 0, torch.nan
     out = run(case, 17, 17)
     assert (out[3] == 0).all() and out[5].isnan().all() and not out[[0, 1, 2, 4, *range(6, 17)]].isnan().any()
+
+
+@pytest.mark.skipif("e2m1" not in IN_FP4.gpu.factors, reason="tensor cores that do not multiply e2m1")
+def test_groups_much_smaller_than_the_largest_of_their_row():
+    """Down to scales that e4m3 holds as a subnormal, or not at all."""
+    case = Case(NVFP4, 32, 1024, target=IN_FP4)
+    case.x.mul_(torch.exp2(-torch.arange(64.0).repeat_interleave(16) / 2))
+    case.x[2, 16:32] = 0
+    torch.testing.assert_close(run(case, 17, 17).double(), meaning(case, 17), rtol=2e-4, atol=1e-4)
 
 
 def test_fewer_rows_are_our_own_kernels():
@@ -96,7 +108,7 @@ LLAMA = {"o": (4096, 4096, False), "gate|up": (14336, 4096, True), "down": (4096
 def linear(kind, name, fmt, **changes):
     outputs, inputs, gated = LLAMA[name]
     dtype = BF16_STORAGE if gated else F32
-    return CublasLinear(**dict(outputs=outputs, inputs=inputs, fmt=fmt, gated=gated, biased=False, source=BF16_STORAGE, dtype=dtype, fp8_activations=True, target=Target(kind)) | changes)
+    return CublasLinear(**dict(outputs=outputs, inputs=inputs, fmt=fmt, gated=gated, biased=False, source=BF16_STORAGE, dtype=dtype, activations=CODED_ACTIVATIONS.get(fmt, "bf16"), target=Target(kind)) | changes)
 
 
 @pytest.mark.parametrize("kind", GPUS)
@@ -105,7 +117,7 @@ def test_where_it_takes_over(kind):
     for name in LLAMA:
         for fmt in FORMATS:
             found = linear(kind, name, fmt)
-            if fmt == BF16 or (fmt == FP8 and kind not in ("sm80", "sm86")):
+            if fmt == BF16 or (fmt == FP8 and kind not in ("sm80", "sm86")) or (fmt == NVFP4 and kind in ("sm100", "sm120")):
                 assert 64 <= found.rows <= 512 and found.seconds(2 * found.rows) < found.own_seconds(2 * found.rows)
             else:
                 assert found.rows is None
@@ -114,7 +126,7 @@ def test_where_it_takes_over(kind):
 def test_what_it_does_not_take():
     assert linear("sm90", "o", BF16, source=F32).rows is None
     assert linear("sm90", "o", FP8, source=F32).rows
-    assert linear("sm90", "o", FP8, fp8_activations=False).rows is None
+    assert linear("sm90", "o", FP8, activations="bf16").rows is None
     assert linear("sm90", "o", BF16, inputs=100).rows is None
     assert linear("sm90", "o", BF16, target=Target("sm90", cublas=0)).rows is None
     assert linear("sm90", "o", BF16, target=Target("sm90", cublas=33)).rows == 33

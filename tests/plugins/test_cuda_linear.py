@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 import torch
 from emulated_gpu import ON_GPU, SEEDS, TARGET, compile_emulated, run_emulated
+from nodes import CODED_ACTIVATIONS, F32, call_node
 from nodes import BF16 as BF16_STORAGE
-from nodes import F32, call_node
 
 from slipway.compiler.target import Target
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
@@ -56,15 +56,14 @@ class Case:
         op = torch.ops.slipway.gated_linear.default if self.activation else torch.ops.aten.linear.default
         node = call_node(op, self.x.float(), *args, storage=self.dtype)
         node.args[0].meta["storage"] = self.source
-        node.meta.update(weight_format=self.fmt, fp8_activations=True)
+        node.meta.update(weight_format=self.fmt, activations=CODED_ACTIVATIONS.get(self.fmt, "bf16"))
         assert PLUGIN.supports(node, self.target) is None
         with mock.patch.object(on_gpu, "GROUP_FILL", 0 if self.groups else on_gpu.GROUP_FILL):
             return PLUGIN.lower(node, self.target)
 
     @functools.cached_property
     def packed(self):
-        main, *bias = self.kernel.weights
-        packed = [main.pack(*self.weights), *(b.pack(self.bias) for b in bias)]
+        packed = [w.pack(*([self.bias] if w.nodes[0].meta["val"].ndim == 1 else self.weights)) for w in self.kernel.weights]
         assert [len(array) for array in packed] == [w.bytes for w in self.kernel.weights]
         return packed
 

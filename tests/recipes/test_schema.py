@@ -85,6 +85,8 @@ def test_recipes_are_frozen(write):
          "r.yaml:8: precision.activations: fp8 activations are for fp8 weights; expected bf16 with int4 weights\nhint: activations: bf16"),
         (ON_GPU.replace("sm90", "sm80"),
          "r.yaml:7: precision.activations: sm80 does not multiply fp8; expected bf16, or a target from sm89 on\nhint: activations: bf16"),
+        (ON_GPU.replace("fp8", "nvfp4"),
+         "r.yaml:7: precision.activations: sm90 does not multiply nvfp4; expected bf16, or a target from sm100 on\nhint: activations: bf16"),
         (ON_GPU + "gpu: {cublas: never}\n",
          "r.yaml:7: precision.activations: fp8 activations are multiplied by cuBLASLt, and gpu.cublas is never; expected bf16\nhint: gpu.cublas: auto"),
         (ON_GPU + "gpu: {cublas: 16}\n", "r.yaml:10: gpu.cublas: 16; expected auto, never, or rows from 17 to 65536"),

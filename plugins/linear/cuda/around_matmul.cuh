@@ -1,6 +1,6 @@
 // What a linear does before and after cuBLASLt's multiplication. Mirrors plugins/linear/by_cublas.py.
 //
-// Each row has a record in the scratch: the codes of its activations, if those are multiplied in e4m3 and do not come as codes, what it was
+// Each row has a record in the scratch: the codes of its activations, if codes are multiplied and they do not come as such, what it was
 // multiplied to (outputs in the order of the packed weights), and behind that the scale of the codes.
 #pragma once
 #include "linear/cuda/problem.cuh"
@@ -16,6 +16,7 @@ template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded>
   std::byte *begin, *input;
 
   Record(const Call& call, int row) : begin(call.scratch + row * bytes), input(call.inputs[0].row<std::byte>(row)) {}
+  static std::byte* behind_rows(const Call& call) { return call.scratch + gridDim.x * bytes; }  // where a block has a row
   Result* results() const { return reinterpret_cast<Result*>(begin + results_at); }
   float* scale() const { return reinterpret_cast<float*>(coded ? input + P::inputs : reinterpret_cast<std::byte*>(results() + P::tiles * tile_rows)); }
 };
@@ -42,6 +43,11 @@ template <class EachEight> inline void write_codes(std::byte* codes, float* scal
   });
 }
 
+inline void unpack(const Words<4>& eight, float* values) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = as_float(i % 2 ? eight.words[i / 2] & 0xffff0000u : eight.words[i / 2] << 16);
+}
+
 // Blocks along x have a row each.
 template <class P, class R> inline void quantize_inputs(const Call& call) {
   const int row = static_cast<int>(blockIdx.x);
@@ -50,10 +56,8 @@ template <class P, class R> inline void quantize_inputs(const Call& call) {
   const R record(call, row);
   write_codes(record.begin, record.scale(), [&](auto body) {
     for (int i = static_cast<int>(threadIdx.x); i < P::chunks * chunk_columns / 8; i += around_threads) {
-      const Words<4> eight = load_inputs<P>(x, 8 * i);
       float values[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) values[j] = as_float(j % 2 ? eight.words[j / 2] & 0xffff0000u : eight.words[j / 2] << 16);
+      unpack(load_inputs<P>(x, 8 * i), values);
       body(i, values);
     }
   });

@@ -146,6 +146,7 @@ template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
 // e2m1 codes, a scale for each `group` inputs of an output. The codes of both halves lie so that masks and shifts put sign, exponent and
 // fraction where bf16 has them, of 2^-126 times the value: code 0 at bits 15, 8..6, code 1 at 14; 11, 10; 13, code 2 at 12; 5..3, code 3 at
 // 9; 2..0. Scales, [tiles][chunks][output][groups] bytes, become bf16 times 2^113: the product, exact, is 2^-13 of the weight.
+inline constexpr float fp4_scale = 0x1p13f;  // so much larger are the scales of outputs
 template <int tiles, int inputs, class Scale> struct Fp4 {
   static constexpr int fold = 0;
   static constexpr int groups = chunk_columns / Scale::group;
@@ -189,11 +190,11 @@ template <int tiles, int inputs, class Scale> struct Fp4 {
   const std::byte* codes_;
 };
 
-// e4m3, never negative: 2^-120 of it lies in a float one place right of its exponent.
+// e4m3, never negative.
 struct Nvfp4Scale {
   static constexpr int group = 16;
   static uint32_t pair(uint32_t code) {
-    const uint32_t high = as_bits(as_float(code << 20) * 0x1p120f * 0x1p113f) >> 16;
+    const uint32_t high = as_bits(Fp8Code::value(code) * 0x1p113f) >> 16;
     return high << 16 | high;
   }
 };

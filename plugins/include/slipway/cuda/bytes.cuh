@@ -38,6 +38,8 @@ struct Fp8Code {
     first = pair(four);
     second = pair(four << 8);
   }
+  // Of a code that is not negative.
+  static float value(uint32_t code) { return as_float(code << 20) * 0x1p120f; }
   // To the nearest, ties to even. |x| <= largest, else any code.
   static uint32_t encode(float x) {
     const uint32_t sign = as_bits(x) >> 24 & 0x80, size = as_bits(x) & 0x7fffffffu;
