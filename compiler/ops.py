@@ -131,7 +131,7 @@ def node_name(path: str, target: OpOverload) -> str:
     parts = path.split(".")
     layer = next((f"l{part}_" for part in parts if part.isdigit()), "")
     packet = target.name().partition("::")[2].partition(".")[0]
-    return layer + (parts[-1] if packet == "linear" and parts[-1] and not parts[-1].isdigit() else packet)
+    return layer + (parts[-1] if packet in ("linear", "linear_residual") and parts[-1] and not parts[-1].isdigit() else packet)
 
 
 class _Ops:

@@ -26,20 +26,22 @@ from slipway.compiler.cubins import compile_cubins
 from slipway.compiler.kernels import EMULATION_CPU_FLAGS, compile_library, library_parts
 from slipway.compiler.layout import lay_out
 from slipway.compiler.machine import host_isa, host_isas, measure_limits, missing_flags
+from slipway.compiler.ops import is_op
 from slipway.compiler.plan import PlannedGraph, plan_graph
 from slipway.compiler.precision import check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
-from slipway.compiler.target import CPU_ISAS, GPUS, Gpu, Target
+from slipway.compiler.target import ACTIVATION_FACTORS, CPU_ISAS, GPUS, Gpu, Target
 from slipway.compiler.toolchain import compiler_version
 from slipway.compiler.version import source_digest, version
 from slipway.compiler.weights import PackedFile, leaf_names, pack_weights, weight_parts
 from slipway.passes.pipeline import passes_for, run_passes
+from slipway.plugins.linear.plugin import LinearPlugin
 from slipway.plugins.paged_attention.arguments import BLOCK_SIZE
 from slipway.plugins.plugin import Kernel
 from slipway.quantization import formats
-from slipway.recipes.schema import ACTIVATIONS_FACTORS, Recipe
+from slipway.recipes.schema import Recipe
 from slipway.runtime import manifest
 from slipway.runtime.machine import available_bytes, cpu_flags, usable_cores
 
@@ -105,7 +107,8 @@ def target_of(recipe: Recipe) -> Target:
     """The recipe's target, `auto` settled to this machine's strongest instruction set."""
     if recipe.target in GPUS:
         cublas = {"auto": None, "never": 0}.get(recipe.gpu.cublas, recipe.gpu.cublas)
-        return Target(recipe.target, cublas=cublas)
+        limits = limits_of(recipe)
+        return Target(recipe.target, cublas=cublas, most_rows=max(limits.max_batch_tokens, limits.max_logit_rows))
     isa = host_isa() if recipe.cpu.isa == "auto" else recipe.cpu.isa
     if isa is None:
         raise recipe.error(("cpu", "isa"), f"this processor lacks {', '.join(missing_flags())}", "a processor with AVX2, FMA and F16C")
@@ -148,7 +151,7 @@ def check_activations(recipe: Recipe, planned: PlannedGraph) -> None:
     """Raises UserError for a recipe with activations that no linear has in any step, for the accuracy it would let through."""
     wanted = recipe.precision.activations
     matmuls = [(launch, launch.matmul) for kernel in planned.kernels() for launch in kernel.launches if launch.matmul]
-    if wanted != "bf16" and not any(m.factors == ACTIVATIONS_FACTORS[wanted] and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
+    if wanted != "bf16" and not any(m.factors == ACTIVATION_FACTORS[wanted] and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
         raise recipe.error(("precision", "activations"), f"no linear has {wanted} activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
                            "a linear that cuBLASLt multiplies", "activations: bf16; or a number in the place of gpu.cublas: auto, 17 for steps of 17 tokens and more")
 
@@ -189,7 +192,7 @@ def choose_formats(graph: Graph, recipe: Recipe) -> set[str]:
     for node in graph.nodes:
         if node.target is torch.ops.slipway.paged_attention.default:
             node.meta["kv_format"] = formats.KV_FORMATS[recipe.precision.kv_cache]
-        if node.target not in (torch.ops.aten.linear.default, torch.ops.slipway.gated_linear.default):
+        if not is_op(node, *LinearPlugin.ops):
             continue
         weights = [n for n in node.args[1:3] if isinstance(n, torch.fx.Node) and n.meta["val"].ndim == 2]
         if not all(map(graph.is_constant, weights)):

@@ -28,6 +28,6 @@ def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
         return recipe
     used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
     used |= {"fp8" for node in graph.nodes if node.meta.get("kv_format") == KV_FP8}
-    limits = [KL_LIMITS[name] for name in used] + [limit for name, limit in ACTIVATIONS_KL_LIMITS.items() if name == recipe.precision.activations]
-    kl = max(limits, default=min(KL_LIMITS.values()))
+    limits = [KL_LIMITS[name] for name in used] + [ACTIVATIONS_KL_LIMITS.get(recipe.precision.activations, 0)]
+    kl = max(*limits, min(KL_LIMITS.values()))
     return recipe.model_copy(update={"verify": recipe.verify.model_copy(update={"kl": kl})})

@@ -13,7 +13,7 @@ from slipway.compiler.values import Value, computed_nodes, is_view, outputs_of, 
 
 F32 = torch.float32
 # inputs that carry the residual stream, kept in float32: op -> argument positions
-RESIDUAL_ARGS = {"slipway::rms_norm": (0,), "slipway::add_rms_norm": (0, 1)}
+RESIDUAL_ARGS = {"slipway::rms_norm": (0,), "slipway::add_rms_norm": (0, 1), "slipway::linear_residual": (3,)}
 RESIDUAL_OUTPUTS = {"slipway::add_rms_norm": (1,)}
 
 

@@ -21,6 +21,9 @@ CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the
 }
 
 
+ACTIVATION_FACTORS = {"bf16": "bf16", "fp8": "e4m3", "nvfp4": "e2m1"}  # what activations of a recipe are multiplied as
+
+
 @dataclass(frozen=True)
 class Gpu:
     """An NVIDIA architecture. arch: as NVRTC names it. multiprocessors: of its data-centre or largest card.
@@ -48,12 +51,14 @@ GPUS = {
 class Target:
     """kind: "cpu", or one of GPUS. isa: one of CPU_ISAS for a CPU, None for a GPU.
 
-    cublas: of a GPU, the rows from which on linears are cuBLASLt's; None: where that is expected to be faster; 0: never.
+    cublas: of a GPU, the rows from which on linears are cuBLASLt's; None: where that is expected to be faster; 0: never. most_rows: of a step;
+    None: not known.
     """
 
     kind: str
     isa: str | None = None
     cublas: int | None = None
+    most_rows: int | None = None
 
     @property
     def gpu(self) -> Gpu | None:

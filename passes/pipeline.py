@@ -18,6 +18,7 @@ from slipway.passes.fold_constants import FOLD_CONSTANTS
 from slipway.passes.fuse_add_rms_norm import FuseAddRmsNorm
 from slipway.passes.fuse_gated_activation import FUSE_GATED_ACTIVATION
 from slipway.passes.fuse_gated_linear import FUSE_GATED_LINEAR
+from slipway.passes.fuse_linear_residual import FuseLinearResidual
 from slipway.passes.fuse_partial_rotary import FusePartialRotary
 from slipway.passes.fuse_qk_norm import FuseQkNorm
 from slipway.passes.fuse_rotary import FuseRotary
@@ -32,7 +33,7 @@ class Pass(Protocol):
     def apply(self, graph: Graph) -> Report: ...
 
 
-PASSES: tuple[Pass, ...] = (
+LINEARS: tuple[Pass, ...] = (
     # simplify
     DropDeadNodes(),
     *FOLD_CONSTANTS,
@@ -45,15 +46,14 @@ PASSES: tuple[Pass, ...] = (
     *FUSE_GATED_LINEAR,
     MergeQkvLinears(),
     *FUSE_GATED_ACTIVATION,
-    # the residual stream
-    FuseAddRmsNorm(),
-    DropDeadNodes(),
 )
+RESIDUAL_STREAM: tuple[Pass, ...] = (FuseAddRmsNorm(), DropDeadNodes())
+PASSES = (*LINEARS, *RESIDUAL_STREAM)
 
 
 def passes_for(gpu: bool) -> tuple[Pass, ...]:
-    """A GPU draws tokens too."""
-    return (*PASSES, DrawTokens()) if gpu else PASSES
+    """A GPU's linears add to the residual stream, and it draws tokens too."""
+    return (*LINEARS, FuseLinearResidual(), *RESIDUAL_STREAM, DrawTokens()) if gpu else PASSES
 
 
 def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES) -> Graph:

@@ -45,7 +45,12 @@ class Report:
 
 
 class Rewrite:
-    """See the module's docstring. `before` and `after` return one value, or as many as each other."""
+    """See the module's docstring. `before` and `after` return one value, or as many as each other.
+
+    belongs_to: the op of the pattern whose module new nodes belong to; None: see Site.
+    """
+
+    belongs_to: str | None = None
 
     def before(self, *variables: Any, **rest: Any) -> Value | tuple[Value, ...]:
         raise NotImplementedError
@@ -65,7 +70,7 @@ class Rewrite:
             if reason:
                 report.declined[node.name] = reason
             elif match:
-                _replace(graph, match, self.after)
+                _replace(graph, match, self.after, self.belongs_to)
                 report.fired += 1
         if report.fired:
             graph.sort()
@@ -196,9 +201,11 @@ class Site:
         return node
 
 
-def _replace(graph: Graph, match: Match, after: Callable) -> None:
+def _replace(graph: Graph, match: Match, after: Callable, belongs_to: str | None) -> None:
+    replaced = tuple(match.nodes.values())
+    path = next((node.meta.get("path") for node in replaced if belongs_to and ops.is_op(node, belongs_to)), None)
     with graph.fx.inserting_before(match.outputs[0]):
-        built = _call(after, match.bound, Site(graph, tuple(match.nodes.values())))
+        built = _call(after, match.bound, Site(graph, replaced, path))
     for old, new in zip(match.outputs, built if isinstance(built, tuple) else (built,), strict=True):
         old.replace_all_uses_with(new.node)
     for node in sorted(match.nodes.values(), reverse=True):

@@ -74,9 +74,10 @@ class Matmul:
     """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt, summed in float32.
 
     W: the call's weight of that number, its rows `weight_columns` numbers apart. factors: the type of W and of what it is multiplied with, "bf16",
-    "e4m3" or "e2m1". results: "bf16" or "f32". source, destination: None for the call's first input, its first output.
+    "e4m3" or "e2m1". results: "bf16" or "f32". source, destination: None for the call's first input, its first output. adds: results += the call's
+    second input, numbers of their type.
 
-    Of e2m1, two numbers a byte, 16 neighbours have an e4m3 scale. Scales lie behind W and behind all of the source's rows, in pieces of 128 rows and
+    Of e2m1, two numbers a byte, 16 neighbours have an e4m3 scale. Scales lie behind W and behind the source's rows, as many as the graph was captured for, in pieces of 128 rows and
     four scales: that of row r and neighbours g at byte r % 32 * 16 + r / 32 % 4 * 4 + g % 4 of piece (r / 128, g / 4).
     """
 
@@ -88,6 +89,7 @@ class Matmul:
     source: ScratchRows | None = None
     destination: ScratchRows | None = None
     weight: int = 0
+    adds: bool = False
 
 
 @dataclass(frozen=True)

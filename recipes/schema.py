@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from slipway.compiler.errors import UserError
-from slipway.compiler.target import GPUS
+from slipway.compiler.target import ACTIVATION_FACTORS, GPUS
 from slipway.recipes import source
 from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, translate
 
@@ -25,7 +25,6 @@ DEFAULT_GROUP_SIZE = 64
 # nats a token, against the checkpoint in float32
 KL_LIMITS = {"bf16": 0.002, "int8": 0.005, "fp8": 0.01, "fp8_block": 0.01, "int4": 0.05, "nvfp4": 0.1, "mxfp4": 0.15}
 ACTIVATIONS_KL_LIMITS = {"fp8": 0.02, "nvfp4": 0.2}
-ACTIVATIONS_FACTORS = {"fp8": "e4m3", "nvfp4": "e2m1"}  # as target.Gpu has them
 
 MOST = 1 << 30  # of anything counted
 MOST_BATCH_TOKENS = 1 << 16  # activations have room for all of them
@@ -308,7 +307,7 @@ def _target_problems(recipe: Recipe) -> Iterator[UserError]:
                            "deterministic: false")
     if precision.activations != "bf16":
         wanted, key = precision.activations, ("precision", "activations")
-        able = [kind for kind, gpu in GPUS.items() if ACTIVATIONS_FACTORS[wanted] in gpu.factors]
+        able = [kind for kind, gpu in GPUS.items() if ACTIVATION_FACTORS[wanted] in gpu.factors]
         if recipe.target not in able:
             yield recipe.error(key, f"{recipe.target} does not multiply {wanted}", f"bf16, or a target from {able[0]} on", "activations: bf16")
         elif wanted not in (precision.weights, *(override.weights for override in precision.overrides)):

@@ -105,7 +105,7 @@ class ScratchRows:
 @dataclass(frozen=True)
 class Matmul:
     """results[rows, outputs] = factors[rows, inputs] W[outputs, inputs]ᵀ by cuBLASLt. W: the step's weight of that number, its rows `weight_columns`
-    numbers apart. source, destination: None for the step's first input, its first output. Where scales of e2m1 lie: plugins/plugin.py.
+    numbers apart. source, destination: None for the step's first input, its first output. adds: results += the step's second input. Where scales of e2m1 lie: plugins/plugin.py.
     """
 
     outputs: int
@@ -116,6 +116,7 @@ class Matmul:
     source: ScratchRows | None = None
     destination: ScratchRows | None = None
     weight: int = 0
+    adds: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,25 +203,28 @@ def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> N
             raise EngineError(f"{where}.{name}", repr(getattr(matmul, name)), f"one of {', '.join(known)}")
     _check_count(where, outputs=matmul.outputs, inputs=matmul.inputs, weight_columns=matmul.weight_columns)
     _check_at_least(0, where, weight=matmul.weight)
+    most, scales = max(limits.max_batch_tokens, limits.max_logit_rows), 0
     factor, scratch = MATMUL_FACTORS[matmul.factors], needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
     held = needs.weights[matmul.weight] if matmul.weight < len(needs.weights) else 0
     if matmul.factors == "e2m1":
         if matmul.inputs % SCALED_NUMBERS or matmul.inputs != matmul.weight_columns or matmul.source is None:
             raise EngineError(where, f"{matmul.inputs} of {matmul.weight_columns} numbers in a row", f"whole rows of e2m1 in the scratch, multiples of {SCALED_NUMBERS}")
         held -= _scale_bytes(matmul.outputs, matmul.inputs)
-        scratch -= _scale_bytes(max(limits.max_batch_tokens, limits.max_logit_rows), matmul.inputs)
+        scales = _scale_bytes(most, matmul.inputs)
     if matmul.inputs > matmul.weight_columns or matmul.outputs * matmul.weight_columns * factor > 8 * held:
         raise EngineError(where, f"{matmul.outputs} x {matmul.inputs} in rows of {matmul.weight_columns}", "a matrix within the kernel's weight")
     for name, rows, width, given in (
         ("source", matmul.source, matmul.inputs * factor // 8, needs.inputs[:1]),
         ("destination", matmul.destination, matmul.outputs * MATMUL_RESULTS[matmul.results] // 8, needs.outputs[:1]),
+        *[("adds", None, matmul.outputs * MATMUL_RESULTS[matmul.results] // 8, needs.inputs[1:2])] * matmul.adds,
     ):
         if rows is None:
             if not given or given[0] < width:
                 raise EngineError(f"{where}.{name}", f"rows of {width} bytes", f"at most the {sum(given)} that the kernel is given")
             continue
         _check_at_least(0, f"{where}.{name}", offset=rows.offset)
-        end = rows.offset + (max(limits.max_batch_tokens, limits.max_logit_rows) - 1) * rows.row_bytes + width
+        _check_count(f"{where}.{name}", row_bytes=rows.row_bytes)
+        end = rows.offset + (most - 1) * rows.row_bytes + (rows.row_bytes + scales if scales and name == "source" else width)
         if rows.row_bytes < width or rows.offset % MATMUL_ALIGNMENT or rows.row_bytes % MATMUL_ALIGNMENT or end > scratch:
             raise EngineError(f"{where}.{name}", f"{rows.row_bytes} bytes a row from {rows.offset} on", f"rows of {width} bytes within {scratch} of scratch")
 
@@ -316,7 +319,8 @@ def _check_segment_step(step: Step, manifest: Manifest, where: str) -> None:
 def _check_operand(operand: Operand, plan: Plan, limits: Limits, where: str) -> None:
     """The first byte of every row lies in the buffer."""
     _check_index(operand.buffer, len(plan.buffers), f"{where}.buffer")
-    _check_at_least(0, where, offset=operand.offset, row_bytes=operand.row_bytes)
+    _check_at_least(0, where, offset=operand.offset)
+    _check_count(where, row_bytes=operand.row_bytes)
     buffer = plan.buffers[operand.buffer]
     if operand.row_bytes % LINE or operand.offset % DTYPE_BYTES[buffer.dtype]:
         raise EngineError(where, f"offset {operand.offset}, rows of {operand.row_bytes} bytes", f"whole {buffer.dtype}, rows a multiple of 64")

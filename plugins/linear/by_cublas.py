@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from slipway.compiler.cards import CARDS, Card, cards_for
-from slipway.compiler.target import Target
+from slipway.compiler.target import ACTIVATION_FACTORS, Target
 from slipway.plugins.linear import pack_cuda, pack_scaled_groups
 from slipway.plugins.plugin import ONE, Extent, Launch, Matmul, PackedWeight, ScratchRows
 from slipway.quantization.formats import BF16, FP8, NVFP4, WeightFormat
@@ -38,19 +38,23 @@ OWN_BLOCK = 64, 128  # rows and outputs; as in many_rows.cuh
 
 @dataclass(frozen=True)
 class Factors:
-    """Numbers that cuBLASLt multiplies, where weights have the format and, if `activations` says so, a recipe has such activations.
-
-    rate: beside bf16's.
+    """Numbers that cuBLASLt multiplies, with weights of a format. rate: beside bf16's. coder: of around_matmul.cuh or scaled_groups.cuh, what makes
+    codes of a row of activations. in_groups: neighbours have scales, and weights are packed for that.
     """
 
     name: str
     bits: int
     rate: int
     weights: WeightFormat
-    activations: str | None
+    coder: str | None = None
+    in_groups: bool = False
 
 
-FACTORS = (Factors("bf16", 16, 1, BF16, None), Factors("e4m3", 8, 2, FP8, "fp8"), Factors("e2m1", 4, 4, NVFP4, "nvfp4"))
+FACTORS = (
+    Factors("bf16", 16, 1, BF16),
+    Factors("e4m3", 8, 2, FP8, "quantize_inputs"),
+    Factors("e2m1", 4, 4, NVFP4, "quantize_inputs_in_groups", in_groups=True),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class CublasLinear:
     fmt: WeightFormat
     gated: bool
     biased: bool
+    adds: bool  # a residual
     source: torch.dtype
     dtype: torch.dtype
     activations: str  # of the recipe
@@ -86,16 +91,17 @@ class CublasLinear:
         """What it multiplies; None: it does not take this linear."""
         if self.target.cublas == 0 or self.inputs % 8 or self.outputs % 8 or (self.fmt == BF16 and self.source != torch.bfloat16):
             return None
-        multiplied = (f for f in FACTORS if f.name in self.target.gpu.factors)
-        return next((f for f in multiplied if f.weights == self.fmt and f.activations in (None, self.activations)), None)
+        wanted = {"bf16", ACTIVATION_FACTORS[self.activations]}
+        return next((f for f in FACTORS if f.weights == self.fmt and f.name in wanted.intersection(self.target.gpu.factors)), None)
 
     @property
     def rows(self) -> int | None:
-        """From so many on it is cuBLASLt's; None: never."""
+        """From so many on it is cuBLASLt's; None: in no step."""
         if self.factors is None:
             return None
         measured = _measured().get(self.target.kind, {})
-        return self.target.cublas or (measured[self.name] if self.name in measured else self.expected_rows)
+        found = self.target.cublas or (measured[self.name] if self.name in measured else self.expected_rows)
+        return None if found and self.target.most_rows and found > self.target.most_rows else found
 
     @property
     def name(self) -> str:
@@ -131,13 +137,12 @@ class CublasLinear:
 
     @property
     def in_groups(self) -> bool:
-        """Whether 16 neighbours have a scale, of weights that are packed for that."""
-        return self.factors is not None and self.factors.name == "e2m1"
+        return self.factors is not None and self.factors.in_groups
 
     @property
     def scaled(self) -> bool:
         """Whether rows of activations are codes that have a scale."""
-        return self.in_e4m3 or self.in_groups
+        return self.factors is not None and self.factors.coder is not None
 
     @property
     def quantizes(self) -> bool:
@@ -145,8 +150,8 @@ class CublasLinear:
 
     @property
     def finishes(self) -> bool:
-        """Whether anything is left to do with a row of sums."""
-        return self.scaled or self.gated or self.biased
+        """Whether anything is left to do with a row of sums. cuBLASLt adds a residual itself, to results of its type."""
+        return self.scaled or self.gated or self.biased or (self.adds and self.dtype != torch.float32)
 
     @property
     def record_bytes(self) -> int:
@@ -186,7 +191,8 @@ class CublasLinear:
             "Result": "bf16" if self.results_itemsize == 2 else "float",
             "scaled": self.scaled,
             "coded": self.coded,
-            "quantize": ("quantize_inputs_in_groups" if self.in_groups else "quantize_inputs") if self.quantizes else None,
+            "coder": self.factors.coder if self.quantizes else None,
+            "in_groups": self.in_groups,
             "finishes": self.finishes,
             "finish": [(each.name, each.body) for each in self._finish],
         }
@@ -204,6 +210,7 @@ class CublasLinear:
             source=codes,
             destination=results,
             weight=1 + self.biased if self.in_groups else 0,
+            adds=self.adds and not self.finishes,
         )
         each_row = Extent("rows")
         before = [Launch(f"{symbol}_quantize", AROUND_THREADS, (each_row, ONE, ONE), CODING_SHARED_BYTES, min_rows=rows)]

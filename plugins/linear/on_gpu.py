@@ -35,9 +35,9 @@ class GpuProblem:
     declined = None
     local_bytes = 0
 
-    def with_cublas(self, source: torch.dtype, dtype: torch.dtype, biased: bool, activations: str) -> GpuProblem:
+    def with_cublas(self, source: torch.dtype, dtype: torch.dtype, biased: bool, adds: bool, activations: str) -> GpuProblem:
         """The same, many rows of it by cuBLASLt if that takes them. source, dtype: of activations and outputs. activations: as a recipe has them."""
-        found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, source, dtype, activations, self.target)
+        found = CublasLinear(self.outputs, self.inputs, self.fmt, self.gated, biased, adds, source, dtype, activations, self.target)
         return replace(self, cublas=found if found.rows else None)
 
     def with_codes(self, coded: bool, codes_from: int | None) -> GpuProblem:
@@ -105,7 +105,7 @@ class GpuProblem:
 
     @property
     def shared_scratch(self) -> int:
-        """Sums of blocks that share outputs, of whichever launch has more."""
+        """Sums of blocks that share outputs, of whichever launch has more; of cuBLASLt's rows what is not each row's."""
         few = self.splits * self.blocks * self._sums(FEW_ROWS[-1]) if self.splits > 1 else 0
         many = self.block_splits * self.many_blocks * BLOCK_ROWS * MANY_TILES * pack_cuda.TILE if self.block_splits > 1 else 0
         return max(4 * few, 4 * many, self.cublas.scratch_bytes if self.cublas else 0)

@@ -33,10 +33,21 @@ def _(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return x.new_empty(x.shape[0], gate.shape[0])
 
 
-class LinearPlugin:
-    """Inputs and outputs are stored as bfloat16 or float32; sums are float32 or exact integers."""
+@torch.library.custom_op("slipway::linear_residual", mutates_args=())
+def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """x[T, K], weight[N, K], bias[N], residual[T, N] -> x weightᵀ + bias + residual."""
+    return torch.nn.functional.linear(x, weight, bias) + residual
 
-    ops = ("aten::linear", "slipway::gated_linear")
+
+@linear_residual.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    return torch.empty_like(residual)
+
+
+class LinearPlugin:
+    """Inputs and outputs are stored as bfloat16 or float32, residuals as float32; sums are float32 or exact integers."""
+
+    ops = ("aten::linear", "slipway::linear_residual", "slipway::gated_linear")
 
     def supports(self, node: Node, target: Target) -> str | None:
         x, weight = node.args[:2]
@@ -47,13 +58,15 @@ class LinearPlugin:
             return f"no kernel for {fmt} weights"
         if _is_gated(node) and node.args[3] not in ACTIVATIONS:
             return f"activation {node.args[3]!r}: only {', '.join(ACTIVATIONS)}"
+        if _residual(node) and not target.gpu:
+            return "kernels of a CPU add no residual"
         return _problem(node, target).declined
 
     def lower(self, node: Node, target: Target) -> Kernel:
         problem = _problem(node, target)
         outputs, inputs, gated, fmt = problem.outputs, problem.inputs, problem.gated, problem.fmt
         x, *weights = node.args[: 3 if gated else 2]
-        bias = _bias(node)
+        bias, residual = _bias(node), _residual(node)
         source, dtype = x.meta["storage"], node.meta["storage"]
         given, codes = codes_from(producer_of(x), target), codes_from(node, target)
         coded = given is not None
@@ -63,7 +76,7 @@ class LinearPlugin:
             raise InternalError(f"{node.name} takes codes from {problem.cublas.rows} rows on, {x.name} makes them from {given} on")
         factors = problem.cublas.factors.name if target.gpu and problem.cublas and problem.cublas.scaled else None
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), (f"{factors}_activations", factors), ("coded", coded), (f"codes_from{codes}", codes)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("residual", residual), (f"{factors}_activations", factors), ("coded", coded), (f"codes_from{codes}", codes)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -77,9 +90,10 @@ class LinearPlugin:
                 Out=CPP_TYPES[dtype],
                 activation=f"act::{activation}" if gated else "linear::None",
                 biased=bias is not None,
+                adds=residual is not None,
                 **problem.constants,
             ),
-            inputs=(x,),
+            inputs=(x,) if residual is None else (x, residual),
             output_dtypes=(dtype,),
             weights=problem.packed_weights(tuple(weights), bias),
             shared_scratch=problem.shared_scratch,
@@ -89,7 +103,7 @@ class LinearPlugin:
             counters=problem.counters,
             cost=Cost(
                 weight_bytes=problem.weight_bytes + (0 if bias is None else 4 * outputs),
-                token_bytes=inputs * source.itemsize + outputs * dtype.itemsize,
+                token_bytes=inputs * source.itemsize + outputs * (dtype.itemsize + (4 if residual else 0)),
                 token_flops=2 * len(weights) * outputs * inputs,
             ),
         )
@@ -105,7 +119,9 @@ def codes_from(producer: Node, target: Target) -> int | None:
         return None
     values = [user for user in producer.users if user.args[1] == 0] if is_op(producer, "slipway::add_rms_norm") else [producer]
     readers = [reader for value in values for reader in value.users]
-    if not all(is_op(reader, *LinearPlugin.ops) and reader.args[0] in values and PLUGIN.supports(reader, target) is None for reader in readers):
+    if not all(is_op(reader, *LinearPlugin.ops) and [a for a in reader.args if a in values] == [reader.args[0]] for reader in readers):
+        return None
+    if any(PLUGIN.supports(reader, target) for reader in readers):
         return None
     linears = [_with_cublas(reader, target).cublas for reader in readers]
     rows = {each.rows if each and each.in_e4m3 and each.inputs % CHUNK == 0 else None for each in linears}
@@ -125,11 +141,15 @@ def producer_of(x: Node) -> Node:
 
 def _with_cublas(node: Node, target: Target) -> GpuProblem:
     source, dtype = node.args[0].meta["storage"], node.meta["storage"]
-    return _problem(node, target).with_cublas(source, dtype, _bias(node) is not None, node.meta.get("activations", "bf16"))
+    return _problem(node, target).with_cublas(source, dtype, _bias(node) is not None, _residual(node) is not None, node.meta.get("activations", "bf16"))
 
 
 def _bias(node: Node) -> Node | None:
     return None if _is_gated(node) or len(node.args) < 3 else node.args[2]
+
+
+def _residual(node: Node) -> Node | None:
+    return node.args[3] if is_op(node, "slipway::linear_residual") else None
 
 
 def _problem(node: Node, target: Target) -> HostProblem | GpuProblem:

@@ -17,7 +17,7 @@ using CublasLtPreference = void*;  // cublasLtMatmulPreference_t
 
 inline constexpr CublasStatus cublas_success = 0, cublas_invalid_value = 7, cublas_not_supported = 15;
 inline constexpr int cublas_compute_32f = 68;                                        // CUBLAS_COMPUTE_32F
-inline constexpr int cuda_r_32f = 0, cuda_r_16bf = 14, cuda_r_8f_e4m3 = 28, cuda_r_4f_e2m1 = 33;  // cudaDataType
+inline constexpr int cuda_r_32f = 0, cuda_r_16bf = 14, cuda_r_8f_e4m3 = 28, cuda_r_4f_e2m1 = 33;                                            // cudaDataType
 inline constexpr int cublas_op_n = 0, cublas_op_t = 1;
 inline constexpr int cublaslt_desc_transa = 3, cublaslt_desc_transb = 4;             // int32
 inline constexpr int cublaslt_desc_a_scale_pointer = 17, cublaslt_desc_b_scale_pointer = 18;  // const void*

@@ -86,8 +86,8 @@ std::vector<float> floats(const std::byte* from, const Layout& layout, const std
   return result;
 }
 
-// What is asked of matrices that the runtime multiplies: of fp8 and fp4 also that all lengths are multiples of sixteen bytes, of fp4 that it is
-// scaled in groups.
+// What is asked of matrices that the runtime multiplies: of fp8 and fp4 also that rows of factors are whole sixteens of bytes and results whole
+// sixteens of numbers, of fp4 that it is scaled in groups.
 bool fits(const Desc& desc, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
   const auto holds = [](const Layout& l) { return l.leading >= static_cast<int64_t>(l.rows) && l.rows && l.columns; };
   const bool shapes = a.rows == b.rows && a.columns == d.rows && b.columns == d.columns && c.rows == d.rows && c.columns == d.columns && c.type == d.type;
@@ -110,7 +110,7 @@ template <class T> CublasStatus set(T& to, const void* value, size_t bytes) {
 }
 
 CuResult multiply(const Desc& desc, const Layout& a, const Layout& b, const Layout& d, const std::byte* weights, const std::byte* factors, float alpha,
-                  std::byte* results) {
+                  const Layout& c, const std::byte* addends, float beta, std::byte* results) {
   const std::vector<float> w = floats(weights, a, static_cast<const std::byte*>(desc.scales[0])), x = floats(factors, b, static_cast<const std::byte*>(desc.scales[1]));
   for (uint64_t row = 0; row < d.columns; ++row)
     for (uint64_t output = 0; output < d.rows; ++output) {
@@ -120,7 +120,8 @@ CuResult multiply(const Desc& desc, const Layout& a, const Layout& b, const Layo
       for (uint64_t k = 0; k < a.rows; ++k) sums[k % lanes] += left[k] * right[k];
       float sum = 0;
       for (const float part : sums) sum += part;
-      store(results + (row * static_cast<uint64_t>(d.leading) + output) * bits_of(d.type) / 8, d.type, alpha * sum);
+      const float addend = beta == 0 ? 0 : beta * load(addends, row * static_cast<uint64_t>(c.leading) + output, c.type);
+      store(results + (row * static_cast<uint64_t>(d.leading) + output) * bits_of(d.type) / 8, d.type, alpha * sum + addend);
     }
   return cuda_success;
 }
@@ -171,18 +172,19 @@ CublasLtApi make() {
                   const void* c, CublasLtLayout c_layout, void* d, CublasLtLayout d_layout, const CublasLtAlgo* algo, void* workspace, size_t workspace_bytes,
                   CuStream stream) {
     const Desc described = as<Desc>(desc);
-    const Layout left = as<Layout>(a_layout), right = as<Layout>(b_layout), results = as<Layout>(d_layout);
-    if (!fits(described, left, right, as<Layout>(c_layout), results)) return cublas_not_supported;
-    float factor, addend;
-    std::memcpy(&factor, alpha, sizeof factor);
-    std::memcpy(&addend, beta, sizeof addend);
+    const Layout left = as<Layout>(a_layout), right = as<Layout>(b_layout), addends = as<Layout>(c_layout), results = as<Layout>(d_layout);
+    if (!fits(described, left, right, addends, results)) return cublas_not_supported;
+    float of_product, of_addends;
+    std::memcpy(&of_product, alpha, sizeof of_product);
+    std::memcpy(&of_addends, beta, sizeof of_addends);
     const void* pointers[] = {a, b, c, d};
     for (int i = 0; i < 4; ++i)
       if (!algo || !pointers[i] || reinterpret_cast<uintptr_t>(pointers[i]) % algo->data[i]) return cublas_invalid_value;
-    if (addend != 0 || workspace_bytes < algo->data[4] || (workspace_bytes && !workspace)) return cublas_invalid_value;
+    if (workspace_bytes < algo->data[4] || (workspace_bytes && !workspace)) return cublas_invalid_value;
     const auto work = [=] {
       std::memset(workspace, 0xff, workspace_bytes);
-      return multiply(described, left, right, results, static_cast<const std::byte*>(a), static_cast<const std::byte*>(b), factor, static_cast<std::byte*>(d));
+      return multiply(described, left, right, results, static_cast<const std::byte*>(a), static_cast<const std::byte*>(b), of_product, addends,
+                      static_cast<const std::byte*>(c), of_addends, static_cast<std::byte*>(d));
     };
     return emulated_enqueue(stream, work) == cuda_success ? cublas_success : cublas_invalid_value;
   };

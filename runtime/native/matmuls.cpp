@@ -31,13 +31,14 @@ uint32_t alignment_of(const void* at) {
 }
 
 struct Operands {
-  Operand factors, results;
+  Operand factors, results, addends;  // the results themselves where nothing is added
 };
 Operands operands_of(const MatmulSpec& spec, const cuda::Call& call) {
   const auto operand = [&](const std::optional<MatmulSpec::ScratchRows>& in_scratch, const Operand& given) {
     return in_scratch ? Operand{call.scratch + in_scratch->offset, in_scratch->row_bytes} : given;
   };
-  return {operand(spec.source, call.inputs[0]), operand(spec.destination, call.outputs[0])};
+  const Operand results = operand(spec.destination, call.outputs[0]);
+  return {operand(spec.source, call.inputs[0]), results, spec.adds ? call.inputs[1] : results};
 }
 
 const std::byte* weight_of(const MatmulSpec& spec, const cuda::Call& call) { return call.weights[spec.weight]; }
@@ -59,14 +60,15 @@ Matmuls::Matmuls(const Gpu& gpu, bool emulated)
 Matmuls::~Matmuls() { api_.destroy(handle_); }
 
 Matmuls::Key Matmuls::key_of(const MatmulSpec& spec, const cuda::Call& call, int32_t rows) {
-  const auto [factors, results] = operands_of(spec, call);
+  const auto [factors, results, addends] = operands_of(spec, call);
   return {spec.outputs, spec.inputs, spec.weight_columns, static_cast<int64_t>(spec.factors), static_cast<int64_t>(spec.results), rows, factors.row_bytes,
-          results.row_bytes, alignment_of(weight_of(spec, call)), alignment_of(factors.data), alignment_of(results.data)};
+          results.row_bytes, addends.row_bytes, spec.adds, alignment_of(weight_of(spec, call)), alignment_of(factors.data), alignment_of(results.data),
+          alignment_of(addends.data)};
 }
 
 // cuBLASLt's matrices lie column after column: rows of ours are its columns, and W is transposed.
 void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t rows, const std::string& name) {
-  const auto [factors, results] = operands_of(spec, call);
+  const auto [factors, results, addends] = operands_of(spec, call);
   const auto created = [&](auto create, auto destroy, auto... arguments) {
     void* handle = nullptr;
     check(create(&handle, arguments...), name);
@@ -77,6 +79,7 @@ void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t ro
   };
   const auto a = layout(spec.factors, spec.inputs, spec.outputs, spec.weight_columns);
   const auto b = layout(spec.factors, spec.inputs, rows, factors.row_bytes * 8 / type_of(spec.factors).bits);
+  const auto c = layout(spec.results, spec.outputs, rows, addends.row_bytes * 8 / type_of(spec.results).bits);
   const auto d = layout(spec.results, spec.outputs, rows, results.row_bytes * 8 / type_of(spec.results).bits);
   const auto desc = created(api_.create_desc, api_.destroy_desc, cublas_compute_32f, cuda_r_32f);
   const auto set = [&](int attribute, auto value) { check(api_.set_desc(desc.get(), attribute, &value, sizeof value), name); };
@@ -94,21 +97,21 @@ void Matmuls::enqueue(const MatmulSpec& spec, const cuda::Call& call, int32_t ro
     const uint64_t room = workspace_.size();
     check(api_.set_preference(preference.get(), cublaslt_pref_max_workspace_bytes, &room, sizeof room), name);
     const std::pair<int, const void*> pointers[] = {{cublaslt_pref_alignment_a, weight}, {cublaslt_pref_alignment_b, factors.data},
-                                                    {cublaslt_pref_alignment_c, results.data}, {cublaslt_pref_alignment_d, results.data}};
+                                                    {cublaslt_pref_alignment_c, addends.data}, {cublaslt_pref_alignment_d, results.data}};
     for (const auto& [attribute, pointer] : pointers) {
       const uint32_t alignment = alignment_of(pointer);
       check(api_.set_preference(preference.get(), attribute, &alignment, sizeof alignment), name);
     }
     CublasLtHeuristic best{};
     int found = 0;
-    check(api_.find_algorithms(handle_, desc.get(), a.get(), b.get(), d.get(), d.get(), preference.get(), 1, &best, &found), name);
+    check(api_.find_algorithms(handle_, desc.get(), a.get(), b.get(), c.get(), d.get(), preference.get(), 1, &best, &found), name);
     if (!found) throw std::runtime_error("GPU: " + name + ": cuBLASLt has no algorithm for " + std::to_string(rows) + " rows");
     return best.algo;
   };
   const Key key = key_of(spec, call, rows);
   if (!algorithms_.contains(key)) algorithms_[key] = choose();
-  const float one = 1, zero = 0;
-  check(api_.matmul(handle_, desc.get(), &one, weight, a.get(), factors.data, b.get(), &zero, results.data, d.get(), results.data, d.get(),
+  const float one = 1, added = spec.adds ? 1 : 0;
+  check(api_.matmul(handle_, desc.get(), &one, weight, a.get(), factors.data, b.get(), &added, addends.data, c.get(), results.data, d.get(),
                     &algorithms_[key], workspace_.data(), workspace_.size(), gpu_.stream()), name);
 }
 

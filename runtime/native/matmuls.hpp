@@ -27,7 +27,7 @@ class Matmuls {
 
  private:
   // What cuBLASLt chooses an algorithm by: shapes, types, strides, and how pointers are aligned.
-  using Key = std::array<int64_t, 11>;
+  using Key = std::array<int64_t, 14>;
   static Key key_of(const MatmulSpec& spec, const cuda::Call& call, int32_t rows);
 
   const Gpu& gpu_;

@@ -35,6 +35,7 @@ struct MatmulSpec {
   Number factors, results;
   std::optional<ScratchRows> source, destination;  // none: the step's first input, its first output
   int32_t weight;
+  bool adds;  // results += the step's second input
 };
 
 struct LaunchSpec {

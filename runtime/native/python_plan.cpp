@@ -56,7 +56,7 @@ MatmulSpec matmul_from_python(nb::handle from) {
   return {.outputs = get<int64_t>(from, "outputs"), .inputs = get<int64_t>(from, "inputs"), .weight_columns = get<int64_t>(from, "weight_columns"),
           .factors = number(get<std::string>(from, "factors")), .results = number(get<std::string>(from, "results")),
           .source = scratch_rows(from.attr("source")), .destination = scratch_rows(from.attr("destination")),
-          .weight = get<int32_t>(from, "weight")};
+          .weight = get<int32_t>(from, "weight"), .adds = get<bool>(from, "adds")};
 }
 
 namespace {

@@ -28,7 +28,7 @@ def crossover(measure: Measure, name: str, fmt) -> tuple[str, int | None]:
     """(the linear in the table, rows from which cuBLASLt is faster, at all that are measured; None: at none)."""
     own, theirs = (Linear(measure, name, fmt, dataclasses.replace(measure.target, cublas=rows)) for rows in (0, LEAST_ROWS))
     gated, dtype = name == "gate|up", torch.bfloat16
-    key = CublasLinear(own.outputs, own.inputs, fmt, gated, False, dtype, dtype, CODED_ACTIVATIONS.get(fmt, "bf16"), measure.target).name
+    key = CublasLinear(own.outputs, own.inputs, fmt, gated, False, False, dtype, dtype, CODED_ACTIVATIONS.get(fmt, "bf16"), measure.target).name
     found = None
     for rows in reversed(ROWS[:2] if measure.emulate else ROWS):
         times = own.seconds(rows), theirs.seconds(rows)
@@ -44,7 +44,7 @@ def crossover(measure: Measure, name: str, fmt) -> tuple[str, int | None]:
 @click.option("--write", type=click.Path(path_type=pathlib.Path), help="A table of cross-overs: the target's part of it is written anew.")
 def main(emulate: bool, write: pathlib.Path | None) -> None:
     """Measure from how many rows on linears are to be cuBLASLt's."""
-    target = Target("sm90") if emulate else target_here()
+    target = Target("sm100") if emulate else target_here()
     measure = Measure(target, TINY if emulate else Scale(), emulate)
     formats = [factors.weights for factors in FACTORS if factors.name in target.gpu.factors]
     names = [name for name in measure.scale.linears if name != "head"]  # whose rows are few

@@ -135,8 +135,7 @@ class Measure:
             for rows in self.scale.rows:
                 if name == "head" and rows > 64:
                     continue
-                moved = linear.kernel.weights[0].bytes + 2 * rows * (linear.inputs + linear.outputs)
-                yield result(f"{name} {fmt}", f"{rows} rows", linear.seconds(rows), moved, rows * linear.kernel.cost.token_flops, limits)
+                yield result(f"{name} {fmt}", f"{rows} rows", linear.seconds(rows), linear.moved(rows), rows * linear.kernel.cost.token_flops, limits)
 
     def attention(self, limits: Limits) -> Iterator[Result]:
         s = self.scale
@@ -174,15 +173,23 @@ class Linear:
         shapes = {"q|k|v": (qkv, s.hidden), "o": (s.hidden, s.hidden), "gate|up": (s.ffn, s.hidden), "down": (s.hidden, s.ffn), "head": (s.vocab, s.hidden)}
         self.measure, (self.outputs, self.inputs) = measure, shapes[name]
         self.kernel = linear_kernel(name, self.outputs, self.inputs, fmt, target)
-        self.bench, size = measure.bench(self.kernel), self.kernel.weights[0].bytes
-        copies = min(32, -(-s.cold_bytes // size) + 1)
-        self.weights = [self.bench.put(random_bytes(size)) if i == 0 or size < 1 << 24 else self.bench.filled(size, 0x11) for i in range(copies)]
+        self.bench, sizes = measure.bench(self.kernel), [weight.bytes for weight in self.kernel.weights]
+        copies = min(32, -(-s.cold_bytes // min(sizes)) + 1)  # a step reads one of them
+        self.weights = [[self._weight(size, i == 0) for size in sizes] for i in range(copies)]
+
+    def _weight(self, size: int, first: bool) -> int:
+        return self.bench.put(random_bytes(size)) if first or size < 1 << 24 else self.bench.filled(size, 0x11)
+
+    def moved(self, rows: int) -> int:
+        """Bytes of weights, activations and results."""
+        matmul = next((launch.matmul for launch in self.kernel.launches if launch.matmul and launch.takes_part(rows)), None)
+        return self.kernel.weights[matmul.weight if matmul else 0].bytes + 2 * rows * (self.inputs + self.outputs)
 
     def seconds(self, rows: int) -> float:
         bench, kernel = self.bench, self.kernel
         x, out = bench.put(np.full(2 * rows * self.inputs, 0x3F, np.uint8)), bench.filled(2 * rows * self.outputs)
         batch, counts = bench.batch(Batch(num_tokens=rows)), {"rows": rows, "tokens": rows, "sequences": 1}
-        calls = [bench.call(kernel, batch, [Operand(x, 2 * self.inputs)], [Operand(out, 2 * self.outputs)], [w], rows) for w in self.weights]
+        calls = [bench.call(kernel, batch, [Operand(x, 2 * self.inputs)], [Operand(out, 2 * self.outputs)], weights, rows) for weights in self.weights]
         self.measure.check_same(bench, kernel, calls[0], counts, 1, out, 2 * rows * self.outputs)
         return self.measure.seconds(bench, kernel, calls, counts, 1)
 

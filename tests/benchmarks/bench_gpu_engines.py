@@ -27,12 +27,13 @@ import torch
 import transformers
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent))
+from bench_gpu import target_here  # noqa: E402
 from peers.random_checkpoint import write_checkpoint  # noqa: E402
 from peers.report import markdown  # noqa: E402
 
 from slipway.compiler.cli.bench import Bench, Load, limits_of, measure_loaded  # noqa: E402
 from slipway.compiler.quantities import rate_text, seconds_text  # noqa: E402
-from slipway.compiler.target import GPUS  # noqa: E402
+from slipway.compiler.target import ACTIVATION_FACTORS, Target  # noqa: E402
 from slipway.runtime import _native  # noqa: E402
 from slipway.runtime.engine import Engine  # noqa: E402
 from slipway.runtime.machine import usable_cores  # noqa: E402
@@ -46,7 +47,6 @@ TINY = transformers.LlamaConfig(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=256, tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
 )  # fmt: skip
-FACTORS = {"fp8, activations fp8": "e4m3", "nvfp4, activations nvfp4": "e2m1"}  # that a GPU has to multiply
 PRECISIONS = {
     "bf16": (),
     "fp8": ("precision.weights=fp8",),
@@ -167,15 +167,15 @@ def report(work: Work, gpu: str, engines: dict[str, Engined], peers: list[Peer])
 def main(emulate: bool, chosen: tuple[str, ...], folder: pathlib.Path, json_path: pathlib.Path | None) -> None:
     """Print what engines of Llama-3.1-8B's shape do on this GPU, beside transformers."""
     work = SMALL if emulate else FULL
-    gpu, capability = ("an emulated GPU", 90) if emulate else _native.first_gpu()[:2]
+    gpu, target = ("an emulated GPU", Target("sm90")) if emulate else (_native.first_gpu()[0], target_here())
     if emulate:
         os.environ["SLIPWAY_DEVICE"] = "emulated"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         place = pathlib.Path(inside)
         write_checkpoint(work.config, place / "checkpoint", "cpu" if emulate else "cuda")
-        precisions = chosen or [name for name in work.precisions if FACTORS.get(name, "bf16") in GPUS[f"sm{capability}"].factors]
-        engines = {precision: measure(work, precision, f"sm{capability}", place, emulate) for precision in precisions}
+        precisions = chosen or [name for name in work.precisions if ACTIVATION_FACTORS[name.rpartition("activations ")[2] if "activations" in name else "bf16"] in target.gpu.factors]
+        engines = {precision: measure(work, precision, target.kind, place, emulate) for precision in precisions}
         peers = transformers_rates(work, place / "checkpoint")
     click.echo(report(work, gpu, engines, peers))
     if json_path:

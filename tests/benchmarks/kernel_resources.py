@@ -37,8 +37,13 @@ def kernels(target: Target) -> Iterator[tuple[str, Kernel]]:
     for fmt in FORMATS:
         if fmt.zero_point:
             continue
-        for name, op, args in (("linear", torch.ops.aten.linear.default, (x, weight)), ("gated", torch.ops.slipway.gated_linear.default, (x, gate, gate, "silu"))):
-            node = call_node(op, *args, storage=BF16)
+        linears = (
+            ("linear", torch.ops.aten.linear.default, (x, weight), BF16),
+            ("residual", torch.ops.slipway.linear_residual.default, (x, weight, None, x), F32),
+            ("gated", torch.ops.slipway.gated_linear.default, (x, gate, gate, "silu"), BF16),
+        )
+        for name, op, args, storage in linears:
+            node = call_node(op, *args, storage=storage)
             node.args[0].meta["storage"] = BF16
             node.meta.update(weight_format=fmt, activations=CODED_ACTIVATIONS.get(fmt, "bf16"))
             yield f"{name} {fmt}", LINEAR.lower(node, target)

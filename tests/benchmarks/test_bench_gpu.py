@@ -22,13 +22,13 @@ def test_every_kernel_is_measured(tmp_path):
 
 def test_crossovers_are_written_as_builds_read_them(tmp_path):
     table = tmp_path / "table.json"
-    table.write_text('{"sm80": {"4096 x 4096 bf16": 96}, "sm90": {"of another day": 1}}')
+    table.write_text('{"sm80": {"4096 x 4096 bf16": 96}, "sm100": {"of another day": 1}}')
     done = subprocess.run([sys.executable, CROSSOVERS, "--emulate", "--write", table], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(table.read_text())
     assert found["sm80"] == {"4096 x 4096 bf16": 96}
-    assert found["sm90"].keys() == {f"{shape} {fmt}" for shape in ("gated 128 x 64", "64 x 128") for fmt in ("bf16", "fp8")}
-    assert all(rows in (32, 64, None) for rows in found["sm90"].values())
+    assert found["sm100"].keys() == {f"{shape} {fmt}" for shape in ("gated 128 x 64", "64 x 128") for fmt in ("bf16", "fp8", "nvfp4")}
+    assert all(rows in (32, 64, None) for rows in found["sm100"].values())
 
 
 def test_engines_are_measured_beside_transformers(tmp_path):

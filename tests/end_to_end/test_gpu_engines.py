@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from as_multiplied import AS_MULTIPLIED
+from kernel_bench import target_here
 from greedy import check_greedy, checkpoint_of, prompts_of, reference
 from transformers import AutoModelForCausalLM
 
@@ -22,10 +23,10 @@ from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.target import GPUS
 from slipway.quantization import formats
 from slipway.recipes import catalog, schema
-from slipway.runtime import _native, gpu
+from slipway.runtime import gpu
 from slipway.runtime.engine import Engine
 from slipway.runtime.errors import EngineError, MachineError
-from slipway.runtime.manifest import Manifest
+from slipway.runtime.manifest import Manifest, Size
 from slipway.runtime.manifest_checks import check_manifest
 from slipway.runtime.sampling import SamplingParams
 from slipway.runtime.score import Scorer
@@ -41,8 +42,8 @@ WEIGHTS = {
     "nvfp4": ("precision.weights=nvfp4",),
     "mxfp4": ("precision.weights=mxfp4",),
 }
-HERE = (f"target=sm{_native.first_gpu()[1]}",) if ON_GPU else ()  # what a recipe is to be built for
-MULTIPLIES_FP4 = not ON_GPU or "e2m1" in GPUS[HERE[0].partition("=")[2]].factors
+HERE = (f"target={target_here()}",) if ON_GPU else ()  # what a recipe is to be built for
+MULTIPLIES_FP4 = not ON_GPU or "e2m1" in target_here().gpu.factors
 CUBLAS_FP8 = (*HERE, "precision.weights=fp8", "precision.activations=fp8", "gpu.cublas=17")
 CUBLAS_NVFP4 = ("precision.weights=nvfp4", "precision.activations=nvfp4", "gpu.cublas=17")
 ENGINES = [
@@ -179,14 +180,30 @@ def test_a_multiplication_stays_within_what_it_is_given(build, part, damage, mes
     [
         ("matmul", {"weight": 2}, r"matmul: \d+ x \d+ in rows of \d+, expected a matrix within the kernel's weight"),
         ("matmul", {"weight": -1}, r"matmul.weight: -1, expected .*"),
-        ("matmul", {"outputs": 1 << 10}, r"matmul: 1024 x \d+ in rows of \d+, expected a matrix within the kernel's weight"),
+        ("matmul", {"outputs": 528}, r"matmul: 528 x \d+ in rows of \d+, expected a matrix within the kernel's weight"),  # 16 more, as large as their scales
         ("matmul", {"inputs": 40, "weight_columns": 40}, r"matmul: 40 of 40 numbers in a row, expected whole rows of e2m1 in the scratch, multiples of 64"),
         ("matmul", {"source": None}, r"matmul: .* expected whole rows of e2m1 in the scratch"),
         ("source", {"row_bytes": 1 << 12}, r"matmul.source: 4096 bytes a row from 0 on, expected rows of \d+ bytes within \d+ of scratch"),
+        ("source", {"row_bytes": 1 << 61}, r"matmul.source.row_bytes: 2305843009213693952, expected 1..2\^30"),
     ],
 )
 def test_scales_of_groups_stay_within_what_a_multiplication_is_given(build, part, damage, message):
     check_damaged(Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4)), part, damage, message)
+
+
+@pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
+def test_scales_behind_the_last_row_count(build):
+    manifest = Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4))
+    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.source for launch in needs.launches))
+    each = needs.shared_scratch.per_token  # of a number of rows that pieces of scales are whole for
+
+    def check(scratch):
+        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=manifest.plan.kernels | {symbol: replace(needs, shared_scratch=scratch)})), "engine")
+
+    assert manifest.limits.max_batch_tokens % 128 == 0
+    check(Size(per_token=each))
+    with pytest.raises(EngineError, match="matmul.source: .* of scratch"):
+        check(Size(per_token=each - 1))
 
 
 def check_damaged(manifest, part, damage, message):
@@ -244,10 +261,26 @@ def test_nvfp4_activations_cost_what_they_cost_transformers(build):
     assert cost(precision.model_copy(update={"activations": "bf16"})) < 0.6 * found["kl"]
 
 
-def test_a_recipe_with_fp8_activations_that_no_step_has_is_refused(tmp_path):
-    settings = [word for setting in CUBLAS_FP8[:-1] for word in ("--set", setting)]
+@pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
+def test_an_engine_with_nvfp4_activations_has_them_in_prompts_alone(build, monkeypatch, tmp_path):
+    choose_device(monkeypatch, SEED)
+    served = build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4)
+    tokens, found = prompts_of("demo-llama", 1, 100)[0].numpy().astype(np.int32), []
+    for directory in (served, verify._with_coded_activations(served, tmp_path / "always")):
+        found.append(logits_of_steps(directory, tokens))
+    always_in_prompts = [97 + begin for begin in range(90)]
+    assert np.array_equal(found[0][:97], found[1][:97]) and np.array_equal(found[0][always_in_prompts], found[1][always_in_prompts])
+    assert not np.array_equal(found[0][97 + 90], found[1][97 + 90])  # a token alone
+    with Engine.load(served) as engine:
+        (completion,) = engine.generate([tokens.tolist()], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))
+    assert len(completion.token_ids) == 12
+
+
+@pytest.mark.parametrize("name, settings", [("fp8", CUBLAS_FP8), *(("nvfp4", ("target=sm100", *CUBLAS_NVFP4)) for _ in range(not ON_GPU))])
+def test_a_recipe_with_activations_that_no_step_has_is_refused(tmp_path, name, settings):
+    settings = [word for setting in settings[:-1] for word in ("--set", setting)]
     refused = slipway("build", "demo-qwen3/sm90-bf16", "-o", tmp_path / "engine", *settings)
-    assert refused.returncode == 2 and "precision.activations: no linear has fp8 activations in steps of up to" in refused.stderr
+    assert refused.returncode == 2 and f"precision.activations: no linear has {name} activations in steps of up to" in refused.stderr
 
 
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")

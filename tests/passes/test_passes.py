@@ -10,11 +10,12 @@ from slipway.passes.fold_constants import FOLD_CONSTANTS
 from slipway.passes.fuse_add_rms_norm import FuseAddRmsNorm
 from slipway.passes.fuse_gated_activation import FUSE_GATED_ACTIVATION
 from slipway.passes.fuse_gated_linear import FUSE_GATED_LINEAR
+from slipway.passes.fuse_linear_residual import FuseLinearResidual
 from slipway.passes.fuse_qk_norm import FuseQkNorm
 from slipway.passes.fuse_rotary import FuseRotary
 from slipway.passes.gather_logit_rows import GatherLogitRows
 from slipway.passes.merge_qkv_linears import MergeQkvLinears
-from slipway.passes.pipeline import PASSES, name_of
+from slipway.passes.pipeline import name_of, passes_for
 from tiny_models import some_batch
 
 T = EXTENTS["T"]
@@ -30,11 +31,17 @@ FIRES = {  # a family, and how often each pass fires on its two layers
 }
 
 
+OF_GPUS = {"llama": {"FuseLinearResidual": 4, "FuseAddRmsNorm": 0}, "llama-biased": {"FuseLinearResidual": 4}, "gemma2": {"FuseLinearResidual": 0, "FuseAddRmsNorm": 4}}
+
+
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_pass_keeps_the_logits(tiny, family):
+def test_each_pass_keeps_the_logits(tiny, family, gpu):
     graph, checkpoint = tiny(family).graph, tiny(family).checkpoint
     fired = {}
-    for each in PASSES:
+    for each in passes_for(gpu):
+        if isinstance(each, DrawTokens):
+            continue  # its graph has another output
         after = graph.copy()
         fired[name_of(each)] = each.apply(after).fired
         after.verify()
@@ -42,7 +49,8 @@ def test_each_pass_keeps_the_logits(tiny, family):
             before_logits, logits = (g.run(some_batch(g), checkpoint) for g in (graph, after))
             assert torch.allclose(before_logits, logits, atol=1e-5, rtol=1e-6), name_of(each)
         graph = after
-    assert FIRES.get(family, {}).items() <= fired.items()
+    wanted = FIRES.get(family, {}) | (OF_GPUS.get(family, {}) if gpu else {})
+    assert wanted.items() <= fired.items()
 
 
 def test_only_the_wanted_rows_go_through_the_last_mlp(tiny):
@@ -142,6 +150,25 @@ def test_fuse_add_rms_norm_declines():
     toy = Toy(n=(8,))
     normed = op.rms_norm(op.add(toy.x, toy.n), toy.n, 1e-6, False)
     assert toy.declined(FuseAddRmsNorm(), normed) == f"the add broadcasts [8] to [{T}, 8]"
+
+
+def test_fuse_linear_residual_declines():
+    toy = Toy(w=(8, 8), b=(8,))
+    assert toy.declined(FuseLinearResidual(), op.add(op.linear(toy.x, toy.w), toy.b)) == "the add broadcasts [8]"
+    toy = Toy()
+    weight = toy.value(toy.graph.input("weight", (8, 8), torch.float32))
+    assert toy.declined(FuseLinearResidual(), op.add(toy.y, op.linear(toy.x, weight))) == "the weight is not a constant"
+
+
+def test_fuse_linear_residual_takes_either_order_and_the_module_of_the_linear():
+    for order in (lambda a, b: op.add(a, b), lambda a, b: op.add(b, a)):
+        toy = Toy(w=(8, 8))
+        linear = op.linear(toy.x, toy.w)
+        linear.node.meta["path"] = "model.layers.3.self_attn.o_proj"
+        toy.graph.output(order(linear, toy.y).node)
+        assert FuseLinearResidual().apply(toy.graph).fired == 1
+        (fused,) = toy.graph.output_nodes()
+        assert is_op(fused, "slipway::linear_residual") and (fused.name, fused.meta["path"]) == ("l3_o_proj", "model.layers.3.self_attn.o_proj")
 
 
 def test_merge_qkv_linears_declines():

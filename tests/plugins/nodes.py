@@ -11,13 +11,13 @@ from kernel_harness import compile_kernel
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
 
-from slipway.compiler.target import Target
+from slipway.compiler.target import ACTIVATION_FACTORS, Target
 from slipway.plugins.linear.by_cublas import FACTORS
 from slipway.plugins.plugin import Kernel
 from slipway.quantization.formats import WeightFormat
 
 F32, BF16 = torch.float32, torch.bfloat16
-CODED_ACTIVATIONS = {factors.weights: factors.activations for factors in FACTORS if factors.activations}  # that tensor cores multiply with such weights
+CODED_ACTIVATIONS = {f.weights: name for name, wanted in ACTIVATION_FACTORS.items() for f in FACTORS if f.name == wanted != "bf16"}  # by weights they are multiplied with
 
 
 def call_node(op: torch._ops.OpOverload, *args: object, storage: torch.dtype | tuple[torch.dtype, ...]) -> Node:

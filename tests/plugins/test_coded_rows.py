@@ -82,7 +82,7 @@ def test_a_linear_multiplies_codes(rows, captured_rows):
     assert [launch.function for launch in kernel.launches if launch.takes_part(captured_rows)] == ["cublasLtMatmul", f"{kernel.symbol}_finish"]
     _, coded = run_norm("add_rms_norm", norm, rows, captured_rows)
     weight = torch.randn(40, 192, generator=torch.Generator().manual_seed(1))
-    out = run_with_cublas(kernel, coded, captured_rows, F32, [kernel.weights[0].pack(weight)], 40)
+    out = run_with_cublas(kernel, [coded], captured_rows, F32, [kernel.weights[0].pack(weight)], 40)
     want = decoded(coded)[0].double() @ round_trip(weight, FP8).double().T
     torch.testing.assert_close(out.double(), want, rtol=2e-4, atol=2e-4, equal_nan=True)
 
@@ -98,7 +98,7 @@ def test_a_gated_linear_finishes_as_codes(outputs, fmt, rows, captured_rows):
     x = torch.randn(rows, weights[0].shape[1], generator=torch.Generator().manual_seed(3)).bfloat16()
     x[2] = 0
     packed = [kernel.weights[0].pack(*weights)]
-    values, scales = decoded(run_with_cublas(kernel, x, captured_rows, BF16, packed, outputs))
+    values, scales = decoded(run_with_cublas(kernel, [x], captured_rows, BF16, packed, outputs))
     held, taken = [round_trip(w, fmt) for w in weights], in_e4m3(x.float()) if fmt == FP8 else x.float()
     want = torch.nn.functional.silu(taken @ held[0].T) * (taken @ held[1].T)
     want[2] = 0

@@ -31,6 +31,9 @@ CASES = [
     Case(FP8, 2088, 128, dtype=BF16_STORAGE, target=ALWAYS),  # more outputs than a block finishes
     Case(FP8, 40, 640, activation="gelu", dtype=BF16_STORAGE, target=ALWAYS),
     Case(FP8, 24, 256, source=F32, biased=True, target=ALWAYS),
+    Case(BF16, 72, 456, adds=True, target=ALWAYS),
+    Case(BF16, 72, 456, dtype=BF16_STORAGE, biased=True, adds=True, target=ALWAYS),
+    Case(FP8, 2088, 128, adds=True, target=ALWAYS),
 ]
 if "e2m1" in IN_FP4.gpu.factors:
     CASES += [
@@ -45,20 +48,19 @@ def meaning(case, rows):
     x = case.x[:rows].bfloat16().float()
     x = AS_MULTIPLIED[CODED_ACTIVATIONS.get(case.fmt, "bf16")](x)
     y = [x.double() @ round_trip(w, case.fmt).double().T for w in case.weights]
-    y[0] += 0 if case.bias is None else case.bias
+    y[0] += sum(part[:rows] if part.ndim == 2 else part for part in (case.bias, case.residual) if part is not None)
     return ACTIVATIONS[case.activation](y[0]) * y[1] if case.activation else y[0]
 
 
-def run_with_cublas(kernel, x, captured_rows, dtype, packed, outputs):
-    """x: [rows, K] -> [rows, outputs]; a graph's other rows hold NaN."""
+def run_with_cublas(kernel, inputs, captured_rows, dtype, packed, outputs):
+    """inputs: [rows, columns] -> [rows, outputs]; a graph's other rows hold NaN."""
     images = compile_emulated([kernel])
     bench = Bench(images) if ON_GPU else Bench({launch.function: images._name for launch in kernel.launches}, 1)
-    rows, inputs = x.shape
-    given = torch.full((captured_rows, inputs), torch.nan, dtype=x.dtype)
-    given[:rows] = x
+    rows = len(inputs[0])
+    given = [torch.cat([x, torch.full((captured_rows - rows, x.shape[1]), torch.nan, dtype=x.dtype)]) for x in inputs]
     out = bench.filled(captured_rows * outputs * dtype.itemsize)
     call = bench.call(
-        kernel, bench.batch(Batch(num_tokens=rows)), [Operand(bench.put(given.view(torch.uint8).numpy()), inputs * x.itemsize)],
+        kernel, bench.batch(Batch(num_tokens=rows)), [Operand(bench.put(x.view(torch.uint8).numpy()), x.shape[1] * x.itemsize) for x in given],
         [Operand(out, outputs * dtype.itemsize)], [bench.put(w) for w in packed], captured_rows,
     )  # fmt: skip
     bench.launch(kernel, call, {"rows": captured_rows, "tokens": captured_rows, "sequences": 1}, 1)
@@ -67,7 +69,7 @@ def run_with_cublas(kernel, x, captured_rows, dtype, packed, outputs):
 
 
 def run(case, rows, captured_rows):
-    return run_with_cublas(case.kernel, case.x[:rows], captured_rows, case.dtype, case.packed, case.outputs)
+    return run_with_cublas(case.kernel, case.inputs_of(rows), captured_rows, case.dtype, case.packed, case.outputs)
 
 
 @pytest.mark.parametrize("rows, captured_rows", [(17, 17), (19, 32), (70, 72), (131, 150)])
@@ -80,20 +82,23 @@ def test_equals_meaning(case, rows, captured_rows):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.fmt in CODED_ACTIVATIONS and case.outputs == 72], ids=str)
-def test_a_row_of_zeros_and_one_of_nan(case):
+def test_a_row_of_zeros_and_those_that_are_not_finite(case):
     case = dataclasses.replace(case)
-    case.x[3], case.x[5, 100] = 0, torch.nan
+    case.x[3], case.x[5, 100], case.x[7, 100] = 0, torch.nan, -torch.inf
     out = run(case, 17, 17)
-    assert (out[3] == 0).all() and out[5].isnan().all() and not out[[0, 1, 2, 4, *range(6, 17)]].isnan().any()
+    assert (out[3] == 0).all() and out[[5, 7]].isnan().all() and not out[[0, 1, 2, 4, 6, *range(8, 17)]].isnan().any()
 
 
 @pytest.mark.skipif("e2m1" not in IN_FP4.gpu.factors, reason="tensor cores that do not multiply e2m1")
 def test_groups_much_smaller_than_the_largest_of_their_row():
-    """Down to scales that e4m3 holds as a subnormal, or not at all."""
-    case = Case(NVFP4, 32, 1024, target=IN_FP4)
-    case.x.mul_(torch.exp2(-torch.arange(64.0).repeat_interleave(16) / 2))
+    """Down to scales that e4m3 holds as a subnormal, or not at all. The largest group's weights are zeros, so that others alone count."""
+    case = Case(NVFP4, 32, 128, target=IN_FP4)
+    case.weights[0][:, :16] = 0
+    case.x[:50, 16:] *= torch.exp2(-torch.arange(50.0) / 2)[:, None]
     case.x[2, 16:32] = 0
-    torch.testing.assert_close(run(case, 17, 17).double(), meaning(case, 17), rtol=2e-4, atol=1e-4)
+    found, want = run(case, 50, 50).double(), meaning(case, 50)
+    assert (want[:30] != 0).all() and (want[48:] == 0).all()
+    assert ((found - want).abs() <= 2e-4 * want.abs().mean(1, keepdim=True)).all()
 
 
 def test_fewer_rows_are_our_own_kernels():
@@ -108,7 +113,7 @@ LLAMA = {"o": (4096, 4096, False), "gate|up": (14336, 4096, True), "down": (4096
 def linear(kind, name, fmt, **changes):
     outputs, inputs, gated = LLAMA[name]
     dtype = BF16_STORAGE if gated else F32
-    return CublasLinear(**dict(outputs=outputs, inputs=inputs, fmt=fmt, gated=gated, biased=False, source=BF16_STORAGE, dtype=dtype, activations=CODED_ACTIVATIONS.get(fmt, "bf16"), target=Target(kind)) | changes)
+    return CublasLinear(**dict(outputs=outputs, inputs=inputs, fmt=fmt, gated=gated, biased=False, adds=False, source=BF16_STORAGE, dtype=dtype, activations=CODED_ACTIVATIONS.get(fmt, "bf16"), target=Target(kind)) | changes)
 
 
 @pytest.mark.parametrize("kind", GPUS)
@@ -130,6 +135,7 @@ def test_what_it_does_not_take():
     assert linear("sm90", "o", BF16, inputs=100).rows is None
     assert linear("sm90", "o", BF16, target=Target("sm90", cublas=0)).rows is None
     assert linear("sm90", "o", BF16, target=Target("sm90", cublas=33)).rows == 33
+    assert linear("sm90", "o", BF16, target=Target("sm90", cublas=33, most_rows=32)).rows is None
     assert linear("sm90", "o", BF16, outputs=64, inputs=64).rows is None  # another kernel to launch is not worth it
 
 

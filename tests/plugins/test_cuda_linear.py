@@ -29,11 +29,12 @@ class Case:
     dtype: torch.dtype = F32
     activation: str | None = None
     biased: bool = False
+    adds: bool = False
     target: object = TARGET
     groups: bool = False  # warpgroups multiply many rows, however few blocks that makes
 
     def __str__(self):
-        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased, "" if self.target == TARGET else self.target, "groups" * self.groups))))
+        return "-".join(map(str, filter(None, (self.fmt, self.outputs, self.inputs, self.activation, "bias" * self.biased, "residual" * self.adds, "" if self.target == TARGET else self.target, "groups" * self.groups))))
 
     def random(self, seed, *shape):
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -51,10 +52,22 @@ class Case:
         return self.random(3, self.outputs) if self.biased else None
 
     @functools.cached_property
+    def residual(self):
+        return self.random(4, max(ROWS), self.outputs) if self.adds else None
+
+    def inputs_of(self, rows):
+        return [self.x[:rows], *([self.residual[:rows]] if self.adds else [])]
+
+    @functools.cached_property
     def kernel(self):
-        args = [*self.weights, *([self.bias] if self.biased else []), *([self.activation] if self.activation else [])]
-        op = torch.ops.slipway.gated_linear.default if self.activation else torch.ops.aten.linear.default
-        node = call_node(op, self.x.float(), *args, storage=self.dtype)
+        ops, weight = torch.ops.slipway, self.weights[0]
+        if self.activation:
+            call = ops.gated_linear.default, *self.weights, self.activation
+        elif self.adds:
+            call = ops.linear_residual.default, weight, self.bias, self.residual
+        else:
+            call = torch.ops.aten.linear.default, weight, *([self.bias] if self.biased else [])
+        node = call_node(call[0], self.x.float(), *call[1:], storage=self.dtype)
         node.args[0].meta["storage"] = self.source
         node.meta.update(weight_format=self.fmt, activations=CODED_ACTIVATIONS.get(self.fmt, "bf16"))
         assert PLUGIN.supports(node, self.target) is None
@@ -70,7 +83,7 @@ class Case:
     @functools.cached_property
     def meaning(self):
         x, (first, *second) = self.x.bfloat16().double(), [round_trip(w, self.fmt, rungs=False).double() for w in self.weights]
-        y = x @ first.T + (0 if self.bias is None else self.bias.double())
+        y = x @ first.T + sum(part.double() for part in (self.bias, self.residual) if part is not None)
         return ACTIVATIONS[self.activation](y) * (x @ second[0].T) if second else y
 
 
@@ -83,6 +96,9 @@ CASES = [
     Case(BF16, 48, 1024, source=F32, biased=True),
     Case(FORMATS[1], 264, 2048, biased=True),
     Case(BF16, 24, 320, activation="gelu"),
+    Case(INT8, 72, 456, adds=True),
+    Case(BF16, 33, 320, dtype=BF16_STORAGE, biased=True, adds=True),
+    *(Case(INT8, outputs, 456, biased=True, adds=True, groups=True) for outputs in (33, 274) if TARGET.kind == "sm90"),
     *(Case(fmt, 72, 456, target=BY_WARPS) for fmt in FORMATS if not ON_GPU),
     *(Case(fmt, 72, 456, groups=True) for fmt in FORMATS if fmt != BF16 and TARGET.kind == "sm90"),
     *(Case(fmt, 40, 640, activation="silu", dtype=BF16_STORAGE, groups=True) for fmt in FORMATS if fmt != BF16 and not fmt.zero_point and TARGET.kind == "sm90"),
@@ -103,7 +119,7 @@ def library(target, groups):
 def test_equals_meaning(case, rows):
     for seed in SEEDS[1:] if rows < 17 else SEEDS[-1:]:
         out = torch.full((rows, case.outputs), torch.nan, dtype=case.dtype)
-        run_emulated(library(case.target, case.groups), case.kernel, [case.x[:rows]], [out], case.packed, seed=seed)
+        run_emulated(library(case.target, case.groups), case.kernel, case.inputs_of(rows), [out], case.packed, seed=seed)
         torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=2 * torch.finfo(case.dtype).eps, atol=1e-5 * case.inputs**0.5)
 
 
@@ -117,5 +133,5 @@ def test_groups_of_zeros_beside_others(fmt, groups):
     case.weights[0][5], case.weights[0][:, 400:] = 0, case.weights[0][:, 400:] * 1e-4
     for rows in (3, 40, 70):
         out = torch.full((rows, case.outputs), torch.nan)
-        run_emulated(library(case.target, case.groups), case.kernel, [case.x[:rows]], [out], case.packed, seed=1)
+        run_emulated(library(case.target, case.groups), case.kernel, case.inputs_of(rows), [out], case.packed, seed=1)
         torch.testing.assert_close(out.double(), case.meaning[:rows], rtol=1e-6, atol=1e-4)

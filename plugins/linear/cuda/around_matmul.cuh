@@ -16,7 +16,8 @@ template <class P, class Result_, int64_t bytes, int64_t results_at, bool coded>
   std::byte *begin, *input;
 
   Record(const Call& call, int row) : begin(call.scratch + row * bytes), input(call.inputs[0].row<std::byte>(row)) {}
-  static std::byte* behind_rows(const Call& call) { return call.scratch + gridDim.x * bytes; }  // where a block has a row
+  // Behind the records of all rows that the graph was captured for, as the runtime counts too. Of kernels with a block for each of them along x.
+  static std::byte* behind_rows(const Call& call) { return call.scratch + gridDim.x * bytes; }
   Result* results() const { return reinterpret_cast<Result*>(begin + results_at); }
   float* scale() const { return reinterpret_cast<float*>(coded ? input + P::inputs : reinterpret_cast<std::byte*>(results() + P::tiles * tile_rows)); }
 };
@@ -88,6 +89,16 @@ template <class P, class R, bool scaled> inline void finish_outputs(const Call& 
   if (row >= call.rows() || first >= P::outputs) return;
   float values[8];
   finish_eight<P, R, scaled>(call, R(call, row), first, values);
+  if constexpr (P::adds) {
+    const auto* residual = reinterpret_cast<const Words<4>*>(call.inputs[1].row<const float>(row) + first);
+    check_alignment(residual, 16);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Words<4> four = residual[half];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[4 * half + i] += as_float(four.words[i]);
+    }
+  }
   store_eight(call.outputs[0].row<typename P::Out>(row) + first, values);
 }
 

@@ -89,7 +89,7 @@ template <class P, int columns, int ahead, int splits> inline void few_rows(cons
     if (row >= rows || output >= P::outputs) continue;
     float value = finished<P>(call, total(i), block * pairs, in_tile);
     if constexpr (P::gated) value = typename P::Activation()(value) * finished<P>(call, total(columns * 128 + i), block * pairs + 1, in_tile);
-    store(call.outputs[0].row<typename P::Out>(row) + output, value);
+    store(call.outputs[0].row<typename P::Out>(row) + output, with_residual<P>(call, value, row, output));
   }
 }
 

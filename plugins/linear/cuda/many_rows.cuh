@@ -117,8 +117,10 @@ template <class P, int splits> inline void many_rows(const Call& call) {
   const int first_output = static_cast<int>(blockIdx.y) * K::block_outputs;
   for (int i = static_cast<int>(threadIdx.x); i < block_rows * K::block_outputs; i += many_threads) {
     const int row = i / K::block_outputs, output = i % K::block_outputs;
-    if (first_row + row < rows && first_output + output < P::outputs)
-      store(call.outputs[0].row<typename P::Out>(first_row + row) + first_output + output, s.results[row][output]);
+    if (first_row + row < rows && first_output + output < P::outputs) {
+      const float value = with_residual<P>(call, s.results[row][output], first_row + row, first_output + output);
+      store(call.outputs[0].row<typename P::Out>(first_row + row) + first_output + output, value);
+    }
   }
 }
 

@@ -7,13 +7,13 @@ namespace slipway::cuda::linear {
 
 struct None {};
 
-// y[N] = x[K] W[N, K]^T + bias; gated: act(x gate^T) * (x up^T), where tiles of `gate` and `up` take turns in the packed weights.
-template <template <int, int> class WeightsOf, int outputs_, int inputs_, class In_, class Out_, class Activation_, bool biased_> struct Problem {
+// y[N] = x[K] W[N, K]^T + bias, and plus the call's second input, float32, if it adds; gated: act(x gate^T) * (x up^T), where tiles of `gate` and `up` take turns in the packed weights.
+template <template <int, int> class WeightsOf, int outputs_, int inputs_, class In_, class Out_, class Activation_, bool biased_, bool adds_> struct Problem {
   using In = In_;
   using Out = Out_;
   using Activation = Activation_;
   static constexpr int outputs = outputs_, inputs = inputs_, chunks = chunks_of(inputs_);
-  static constexpr bool gated = !is_same<Activation, None>, biased = biased_;
+  static constexpr bool gated = !is_same<Activation, None>, biased = biased_, adds = adds_;
   static constexpr int tiles = (outputs + tile_rows - 1) / tile_rows * (gated ? 2 : 1);  // of packed weights
   using Weights = WeightsOf<tiles, inputs>;
 };
@@ -37,6 +37,12 @@ template <class P> inline float finished(const Call& call, float sum, int tile, 
   if (const float* scales = typename P::Weights(call.weights[0]).scales()) sum *= scales[tile * tile_rows + row];
   if constexpr (P::biased) sum += reinterpret_cast<const float*>(call.weights[1])[tile * tile_rows + row];
   return sum;
+}
+
+// An output of a row as it is stored.
+template <class P> inline float with_residual(const Call& call, float value, int row, int output) {
+  if constexpr (P::adds) value += call.inputs[1].row<const float>(row)[output];
+  return value;
 }
 
 // What the sums of a warp's tiles are counted in, for formats that say.

@@ -174,8 +174,13 @@ template <class P> inline void consume(const Call& call, int first_row) {
     const int at = i / 2 * 4 + i % 2, row = first_row + i / 2 * 8 + 2 * q + i % 2;  // of the sums, those of g and, two on, of g + 8
     const auto value = [&](int p, int second) { return finished<P>(call, sums[p][at + 2 * second], first_tile + p, g + 8 * second); };
     const auto write = [&](int tile, const float (&values)[2]) {
-      const Neighbours two(values);
-      if (const int output = tile * tile_rows + two.first; row < rows) two.template store_to<P::outputs>(call.outputs[0].row<typename P::Out>(row), output);
+      Neighbours two(values);
+      const int output = tile * tile_rows + two.first;
+      if (row >= rows) return;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (output + i < P::outputs) two.values[i] = with_residual<P>(call, two.values[i], row, output + i);
+      two.template store_to<P::outputs>(call.outputs[0].row<typename P::Out>(row), output);
     };
     if constexpr (P::gated) {
       const typename P::Activation activation;

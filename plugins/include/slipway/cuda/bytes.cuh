@@ -12,8 +12,8 @@ inline constexpr int byte_of(int number) { return number == 0 ? 1 : number == 1 
 // The larger of two, NaN if one is: the scale that is made of it says it.
 inline float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
-// What codes are to be multiplied by, and what makes numbers codes, of which the largest has the largest code.
-template <class Code> inline float scale_of_codes(float largest) { return largest / Code::largest; }
+// What codes are to be multiplied by, and what makes numbers codes, of which the largest has the largest code. Numbers of which one is infinite are NaN.
+template <class Code> inline float scale_of_codes(float largest) { return largest <= 3.402823466e38f ? largest / Code::largest : as_float(0x7fc00000u); }
 template <class Code> inline float codes_per_unit(float largest) { return largest > 0 ? min(Code::largest / largest, 3.402823466e38f) : 0; }
 
 // Codes are 128 + q: put below the exponent of 2^23 they are 2^23 + 128 + q, and q has no more bits than bf16 holds.
@@ -40,7 +40,7 @@ struct Fp8Code {
   }
   // Of a code that is not negative.
   static float value(uint32_t code) { return as_float(code << 20) * 0x1p120f; }
-  // To the nearest, ties to even. |x| <= largest, else any code.
+  // To the nearest, ties to even. |x| < 464, else any code.
   static uint32_t encode(float x) {
     const uint32_t sign = as_bits(x) >> 24 & 0x80, size = as_bits(x) & 0x7fffffffu;
     if (as_float(size) < 0x1p-6f) return sign | (as_bits(as_float(size) + 0x1p14f) - as_bits(0x1p14f));  // subnormal: steps of 2^-9
