@@ -3,6 +3,7 @@
 #include "paged_attention/int8_layout.hpp"
 #include "paged_attention/streams.hpp"
 #include "paged_attention/tiles.hpp"
+#include "slipway/codes.hpp"
 #include "slipway/fixed_point.hpp"
 
 #if defined(__AVX512VNNI__)
@@ -74,8 +75,8 @@ class Int8Cache : public Int8Layout<Shape> {
       store_bytes(queries.planes[row][1] + i * lanes, low);
       high_sum = _mm512_add_epi32(high_sum, high), low_sum = _mm512_add_epi32(low_sum, low);
     }
-    queries.starts[row][0] = -128 * _mm512_reduce_add_epi32(high_sum);
-    queries.starts[row][1] = -128 * _mm512_reduce_add_epi32(low_sum);
+    queries.starts[row][0] = -codes::int8_zero * _mm512_reduce_add_epi32(high_sum);
+    queries.starts[row][1] = -codes::int8_zero * _mm512_reduce_add_epi32(low_sum);
     queries.scales[row] = magnitude / most_fixed;
   }
 

@@ -1,14 +1,12 @@
 // cuBLASLt of a GPU that is not there: descriptors are kept as they are set, and what the library asks of them is asked here too.
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "cublaslt_api.hpp"
 #include "emulated_cuda.hpp"
+#include "slipway/codes.hpp"
 
 namespace slipway {
 namespace {
@@ -33,22 +31,11 @@ struct Preference {
 
 uint64_t bits_of(int type) { return type == cuda_r_32f ? 32 : type == cuda_r_16bf ? 16 : type == cuda_r_8f_e4m3 ? 8 : 4; }
 
-float e4m3(uint8_t code) {
-  const int exponent = code >> 3 & 15, fraction = code & 7;
-  const float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(static_cast<float>(fraction), -9);
-  return (code & 0x7f) == 0x7f ? std::numeric_limits<float>::quiet_NaN() : code & 0x80 ? -size : size;
-}
-
-float e2m1(uint8_t code) {
-  constexpr float sizes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-  return code & 8 ? -sizes[code & 7] : sizes[code & 7];
-}
-
 // A number of the matrix that begins at `from`.
 float load(const std::byte* from, uint64_t number, int type) {
   const std::byte* at = from + number * bits_of(type) / 8;
-  if (type == cuda_r_4f_e2m1) return e2m1(static_cast<uint8_t>(*at) >> number % 2 * 4 & 15);
-  if (type == cuda_r_8f_e4m3) return e4m3(static_cast<uint8_t>(*at));
+  if (type == cuda_r_4f_e2m1) return codes::e2m1(static_cast<uint8_t>(*at) >> number % 2 * 4 & 15);
+  if (type == cuda_r_8f_e4m3) return codes::e4m3(static_cast<uint8_t>(*at));
   if (type == cuda_r_32f) {
     float value;
     std::memcpy(&value, at, sizeof value);
@@ -56,7 +43,7 @@ float load(const std::byte* from, uint64_t number, int type) {
   }
   uint16_t bits;
   std::memcpy(&bits, at, sizeof bits);
-  return std::bit_cast<float>(uint32_t{bits} << 16);
+  return codes::from_bf16(bits);
 }
 
 void store(std::byte* at, int type, float value) {
@@ -64,8 +51,7 @@ void store(std::byte* at, int type, float value) {
     std::memcpy(at, &value, sizeof value);
     return;
   }
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const auto rounded = static_cast<uint16_t>(std::isnan(value) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const uint16_t rounded = codes::to_bf16(value);
   std::memcpy(at, &rounded, sizeof rounded);
 }
 
@@ -80,7 +66,7 @@ std::vector<float> floats(const std::byte* from, const Layout& layout, const std
   std::vector<float> result(layout.rows * layout.columns);
   for (uint64_t c = 0; c < layout.columns; ++c)
     for (uint64_t r = 0; r < layout.rows; ++r) {
-      const float scale = scales ? e4m3(static_cast<uint8_t>(scales[scale_at(c, r / 16, layout.rows)])) : 1;
+      const float scale = scales ? codes::e4m3(static_cast<uint8_t>(scales[scale_at(c, r / 16, layout.rows)])) : 1;
       result[c * layout.rows + r] = scale * load(from, c * static_cast<uint64_t>(layout.leading) + r, layout.type);
     }
   return result;

@@ -8,7 +8,7 @@ namespace slipway::cuda::linear {
 inline constexpr int scaled_group = 16;
 
 struct Fp4Code {
-  static constexpr float largest = 6;
+  static constexpr float largest = codes::e2m1(7);
   // To the nearest, ties to even; beyond the largest as that.
   static uint32_t encode(float x) {
     const uint32_t sign = as_bits(x) >> 28 & 8;

@@ -124,7 +124,7 @@ template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
       const int in_group = min((chunk * chunk_columns + i * fold) / group, groups - 1);
       const int64_t at = (int64_t{tile} * groups + in_group) * tile_rows + lane() / 4;
       raw.multipliers[i] = uint32_t{multipliers[at]} | uint32_t{multipliers[at + 8]} << 16;
-      raw.zeros[i] = zero_point ? uint32_t{zeros[at]} | uint32_t{zeros[at + 8]} << 16 : 0x80008u;
+      raw.zeros[i] = zero_point ? uint32_t{zeros[at]} | uint32_t{zeros[at + 8]} << 16 : codes::int4_zero * 0x10001u;
     }
     return raw;
   }
@@ -143,10 +143,13 @@ template <int tiles, int inputs, int group, bool zero_point> struct Int4 {
   const std::byte* codes_;
 };
 
+static_assert(codes::all(16, [](uint32_t code) { return codes::from_bf16(0x4300u | code) == 128.0f + static_cast<float>(code); }));
+
 // e2m1 codes, a scale for each `group` inputs of an output. The codes of both halves lie so that masks and shifts put sign, exponent and
 // fraction where bf16 has them, of 2^-126 times the value: code 0 at bits 15, 8..6, code 1 at 14; 11, 10; 13, code 2 at 12; 5..3, code 3 at
 // 9; 2..0. Scales, [tiles][chunks][output][groups] bytes, become bf16 times 2^113: the product, exact, is 2^-13 of the weight.
 inline constexpr float fp4_scale = 0x1p13f;  // so much larger are the scales of outputs
+static_assert(codes::all(16, [](uint32_t code) { return codes::from_bf16((code & 8) << 12 | (code & 7) << 6) * 0x1p126f == codes::e2m1(code); }));
 template <int tiles, int inputs, class Scale> struct Fp4 {
   static constexpr int fold = 0;
   static constexpr int groups = chunk_columns / Scale::group;
@@ -198,6 +201,9 @@ struct Nvfp4Scale {
     return high << 16 | high;
   }
 };
+static_assert(codes::all(codes::e4m3_nan, [](uint32_t code) {
+  return codes::from_bits(code << 20) * 0x1p120f == codes::e4m3(code) && (codes::bits_of(codes::e4m3(code) * 0x1p113f) & 0xffff) == 0;
+}));
 
 // e8m0: 2^(code - 127).
 struct Mxfp4Scale {
@@ -207,6 +213,7 @@ struct Mxfp4Scale {
     return high << 16 | high;
   }
 };
+static_assert(codes::all(142, [](uint32_t code) { return !code || codes::from_bf16((code + 113) << 7) == codes::e8m0(code) * 0x1p113f; }));  // LARGEST_E8M0
 
 template <int tiles, int inputs> using Nvfp4 = Fp4<tiles, inputs, Nvfp4Scale>;
 template <int tiles, int inputs> using Mxfp4 = Fp4<tiles, inputs, Mxfp4Scale>;

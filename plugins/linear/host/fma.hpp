@@ -56,7 +56,7 @@ template <int group, bool zero_point, class Use>
 void decode_block(Int4<group, zero_point>, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile) {
     const std::byte* multipliers = block + tile * 32;
-    const f32x16 zero = rungs(zero_point ? load_bytes(block + 64 + tile * 16) : f32x16::splat(8), multipliers);
+    const f32x16 zero = rungs(zero_point ? load_bytes(block + 64 + tile * 16) : f32x16::splat(codes::int4_zero), multipliers);
     for (int k = 0; k < group; ++k) {
       const std::byte* quads = block + Int4<group, zero_point>::header_bytes + k / 4 * 64;
       use(k, tile, rungs(bit_field<4>(quads, (k % 4 ^ 1) * 8 + tile * 4), multipliers) - zero);

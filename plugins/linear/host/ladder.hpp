@@ -14,7 +14,7 @@ class Ladder {
     const __m512i m = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + tile * 32)));
     multiplier_ = _mm512_or_si512(_mm512_slli_epi32(m, 16), _mm512_and_si512(m, _mm512_set1_epi32(0xffff)));
     twice_ = _mm512_add_epi16(multiplier_, multiplier_);
-    __m512i zero = _mm512_set1_epi32(8);
+    __m512i zero = _mm512_set1_epi32(codes::int4_zero);
     if constexpr (Weights::has_zeros)
       zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 64 + tile * 16)));
     const __m512i rung = _mm512_srai_epi32(_mm512_add_epi32(_mm512_mullo_epi32(zero, m), _mm512_set1_epi32(64)), 7);

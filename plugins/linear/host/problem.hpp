@@ -2,6 +2,7 @@
 #pragma once
 #include "slipway/abi.hpp"
 #include "slipway/activations.hpp"
+#include "slipway/codes.hpp"
 
 namespace slipway::linear {
 
@@ -13,13 +14,13 @@ struct Bf16 {
 template <int block>
 struct Int8 {
   static constexpr bool integer = true, grouped = false;
-  static constexpr int block_k = block, header_bytes = 0, block_bytes = 32 * block, common_zero = 128;
+  static constexpr int block_k = block, header_bytes = 0, block_bytes = 32 * block, common_zero = codes::int8_zero;
 };
 template <int group, bool zero_point>
 struct Int4 {
   static constexpr bool integer = true, grouped = true, has_zeros = zero_point;
   static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16;
-  static constexpr int common_zero = 128;  // of what codes stand for
+  static constexpr int common_zero = codes::int8_zero;  // of the int8 weights that codes stand for
 };
 
 struct None {};  // no activation: the linear is not gated

@@ -2,6 +2,7 @@
 //
 // Four neighbours lie in a word as 2 0 3 1, so that each decodes to two pairs of bf16, exactly, in a few instructions.
 #pragma once
+#include "slipway/codes.hpp"
 #include "slipway/cuda/device.cuh"
 
 namespace slipway::cuda {
@@ -20,17 +21,21 @@ template <class Code> inline float codes_per_unit(float largest) { return larges
 struct Int8Code {
   static constexpr float largest = 127;
   static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
-    const auto value = [&](uint32_t byte) { return as_bits(as_float(__byte_perm(four, 0x4b000000u, 0x7440u | byte)) - 8388736.0f); };
+    const auto value = [&](uint32_t byte) { return as_bits(as_float(__byte_perm(four, 0x4b000000u, 0x7440u | byte)) - (0x1p23f + codes::int8_zero)); };
     first = __byte_perm(value(1), value(3), 0x7632);
     second = __byte_perm(value(0), value(2), 0x7632);
   }
   // To the nearest, ties to even: 1.5 * 2^23 has no room for fractions. |x| <= largest.
-  static uint32_t encode(float x) { return (as_bits(x + 12582912.0f) + 128) & 0xff; }
+  static uint32_t encode(float x) { return (as_bits(x + 12582912.0f) + codes::int8_zero) & 0xff; }
 };
+static_assert(codes::all(256, [](uint32_t code) {
+  const float value = codes::from_bits(0x4b000000u | code) - (0x1p23f + codes::int8_zero);
+  return value == static_cast<int>(code) - codes::int8_zero && codes::from_bf16(codes::bits_of(value) >> 16) == value;
+}));
 
 // e4m3 one place right of where bf16 has its exponent: 2^-120 of the value, subnormals too.
 struct Fp8Code {
-  static constexpr float largest = 448;
+  static constexpr float largest = codes::e4m3(codes::e4m3_nan - 1);
   static void decode(uint32_t four, uint32_t& first, uint32_t& second) {
     const auto pair = [](uint32_t high_bytes) {
       return fma_bf16x2((high_bytes & 0x80008000u) | ((high_bytes & 0x7f007f00u) >> 4), 0x7b807b80u, 0x80008000u);  // times 2^120
@@ -47,5 +52,9 @@ struct Fp8Code {
     return sign | (((size + 0x7ffffu + (size >> 20 & 1)) >> 20) - (120u << 3) & 0x7f);
   }
 };
+static_assert(codes::all(256, [](uint32_t code) {
+  const bool is_nan = (code & 0x7f) == codes::e4m3_nan;
+  return is_nan || codes::from_bf16((code & 0x80) << 8 | (code & 0x7f) << 4) * 0x1p120f == codes::e4m3(code);
+}));
 
 }  // namespace slipway::cuda

@@ -84,12 +84,7 @@ template <class Shared> Shared& shared() {
   return *reinterpret_cast<Shared*>(block.shared());
 }
 
-// To the nearest, halves to even.
-inline uint16_t round_to_bf16(float value) {
-  const uint32_t bits = as_bits(value);
-  if (std::isnan(value)) return 0x7fff;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+inline uint16_t round_to_bf16(float value) { return codes::to_bf16(value); }
 inline uint32_t pack_bf16(float low, float high) { return uint32_t{round_to_bf16(high)} << 16 | round_to_bf16(low); }
 
 // a * b + c of both halves, rounded once (double holds any product of two bf16 and these sums).

@@ -1,13 +1,12 @@
 // The matrix instructions of a warp, by the fragment layouts of the PTX manual ("Matrix fragments for mma.m16n8k16").
 #pragma once
-#include <bit>
-
+#include "slipway/codes.hpp"
 #include "slipway/emulation/block.hpp"
 
 namespace slipway::emulation {
 
-inline float low_bf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
-inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
+inline float low_bf16(uint32_t pair) { return codes::from_bf16(pair); }
+inline float high_bf16(uint32_t pair) { return codes::from_bf16(pair >> 16); }
 
 struct MatrixFragments {
   uint32_t a[4], b[2];
