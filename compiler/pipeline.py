@@ -153,7 +153,7 @@ def check_activations(recipe: Recipe, planned: PlannedGraph) -> None:
     matmuls = [(launch, launch.matmul) for kernel in planned.kernels() for launch in kernel.launches if launch.matmul]
     if wanted != "bf16" and not any(m.factors == ACTIVATION_FACTORS[wanted] and l.min_rows <= recipe.limits.max_batch_tokens for l, m in matmuls):
         raise recipe.error(("precision", "activations"), f"no linear has {wanted} activations in steps of up to {recipe.limits.max_batch_tokens} tokens",
-                           "a linear that cuBLASLt multiplies", "activations: bf16; or a number in the place of gpu.cublas: auto, 17 for steps of 17 tokens and more")
+                           "a linear that cuBLASLt multiplies", "activations: bf16; or gpu.cublas: 17, which gives cuBLASLt steps of 17 tokens and more, however small the linear is")
 
 
 def check_gpu_plan(recipe: Recipe, planned: PlannedGraph, gpu: Gpu) -> None:
@@ -258,9 +258,12 @@ def _predictions(job: Build, kernels: list[Kernel]) -> list[Prediction]:
     if not job.target.gpu:
         limits = measure_limits(None if job.recipe.cpu.threads == "auto" else job.recipe.cpu.threads)
         return [Prediction(tokens_per_s(1, limits.seconds), tokens_per_s(most, limits.seconds), most, "this machine's", limits)]
-    launches = sum(launch.takes_part(1) for kernel in kernels for launch in kernel.launches)
+
+    def launches(sequences: int) -> int:
+        return sum(launch.takes_part(sequences, sequences) for kernel in kernels for launch in kernel.launches)
+
     return [
-        Prediction(*(tokens_per_s(n, functools.partial(card.seconds, launches=launches)) for n in (1, most)), most, f"{card.name}'s", card)
+        Prediction(*(tokens_per_s(n, functools.partial(card.seconds, launches=launches(n))) for n in (1, most)), most, f"{card.name}'s", card)
         for card in cards_for(job.target.kind)
     ]
 

@@ -112,7 +112,7 @@ def as_text(lines: list[Line], work: Work, limits) -> str:
     total = total_of(lines)
     header = ["STEP", "OP", "TIMES", "BYTES", "WORK", "ALLOWED"] + ["TOOK", "REACHED"] * (total.took_s is not None)
     rates = f"{rate_text(limits.read_bytes_per_s, 'B')} and {rate_text(limits.flops_per_s, 'FLOP')}"
-    machine = f"this machine: {rates} with {limits.threads} threads" if hasattr(limits, "threads") else f"{limits.name}, by its data sheet: {rates}"
+    machine = f"this machine: {rates} with {limits.threads} threads" if hasattr(limits, "threads") else f"{limits.name}, by what its data sheet lets one reach: {rates}"
     parts = [
         f"A decoding step of {work.sequences} {'sequence' if work.sequences == 1 else 'sequences'} with {work.context} cached tokens each; {machine}",
         table(header, [line.cells for line in (*lines, total)], right=range(2, len(header))),

@@ -85,7 +85,8 @@ def precision_text(precision: dict) -> str:
     if not precision:
         return "unknown"
     group = f" in groups of {precision['group_size']}" if precision.get("group_size") else ""
-    return f"{precision['weights']}{group}, lm_head {precision['lm_head']}, KV cache {precision['kv_cache']}"
+    activations = f", activations {precision['activations']}" if precision.get("activations", "bf16") != "bf16" else ""
+    return f"{precision['weights']}{group}, lm_head {precision['lm_head']}{activations}, KV cache {precision['kv_cache']}"
 
 
 def plan_table(groups: list[StepGroup]) -> str:
