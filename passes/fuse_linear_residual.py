@@ -8,7 +8,7 @@ For GPUs. After merge_qkv_linears and gather_logit_rows, which know plain ops on
 
 from __future__ import annotations
 
-from slipway.compiler.ops import op
+from slipway.compiler.ops import Value, op
 from slipway.passes.rewrite import Rewrite
 
 
@@ -22,6 +22,8 @@ class FuseLinearResidual(Rewrite):
         return op.linear_residual(x, weight, bias, residual)
 
     def unless(self, x, weight, residual):
+        if not isinstance(residual, Value):
+            return "a number is added"
         if not weight.is_constant:
             return "the weight is not a constant"
         if list(residual.shape) != [x.shape[0], weight.shape[0]]:

@@ -203,6 +203,8 @@ def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> N
             raise EngineError(f"{where}.{name}", repr(getattr(matmul, name)), f"one of {', '.join(known)}")
     _check_count(where, outputs=matmul.outputs, inputs=matmul.inputs, weight_columns=matmul.weight_columns)
     _check_at_least(0, where, weight=matmul.weight)
+    if needs.gathers:
+        raise EngineError(where, "a multiplication by cuBLASLt in a step that gathers rows", "one whose inputs have the rows of its outputs")
     most, scales = max(limits.max_batch_tokens, limits.max_logit_rows), 0
     factor, scratch = MATMUL_FACTORS[matmul.factors], needs.shared_scratch.at(limits.max_batch_tokens, limits.max_logit_rows)
     held = needs.weights[matmul.weight] if matmul.weight < len(needs.weights) else 0

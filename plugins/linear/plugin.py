@@ -41,7 +41,7 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
 
 @linear_residual.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    return torch.empty_like(residual)
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 class LinearPlugin:
@@ -76,7 +76,7 @@ class LinearPlugin:
             raise InternalError(f"{node.name} takes codes from {problem.cublas.rows} rows on, {x.name} makes them from {given} on")
         factors = problem.cublas.factors.name if target.gpu and problem.cublas and problem.cublas.scaled else None
         activation = node.args[3] if gated else None
-        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("residual", residual), (f"{factors}_activations", factors), ("coded", coded), (f"codes_from{codes}", codes)) if there]
+        traits = [t for t, there in ((activation, gated), ("bias", bias is not None), ("residual", residual is not None), (f"{factors}_activations", factors), ("coded", coded), (f"codes_from{codes}", codes)) if there]
         name = symbol("gated_linear" if gated else "linear", f"n{outputs}", f"k{inputs}", fmt, source, dtype, *traits)
         return Kernel(
             symbol=name,
@@ -103,7 +103,7 @@ class LinearPlugin:
             counters=problem.counters,
             cost=Cost(
                 weight_bytes=problem.weight_bytes + (0 if bias is None else 4 * outputs),
-                token_bytes=inputs * source.itemsize + outputs * (dtype.itemsize + (4 if residual else 0)),
+                token_bytes=inputs * source.itemsize + outputs * (dtype.itemsize + (0 if residual is None else 4)),
                 token_flops=2 * len(weights) * outputs * inputs,
             ),
         )

@@ -191,6 +191,22 @@ def test_scales_of_groups_stay_within_what_a_multiplication_is_given(build, part
     check_damaged(Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4)), part, damage, message)
 
 
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda needs: {"inputs": needs.inputs[:1]}, r"matmul.adds: rows of \d+ bytes, expected at most the 0 that the kernel is given"),
+        (lambda needs: {"inputs": (needs.inputs[0], needs.inputs[1] - 4)}, r"matmul.adds: rows of \d+ bytes, expected at most the \d+ that the kernel is given"),
+        (lambda needs: {"gathers": True}, r"matmul: a multiplication by cuBLASLt in a step that gathers rows"),
+    ],
+)
+def test_what_a_multiplication_adds_has_its_rows(build, damage, message):
+    manifest = Manifest.read(build("demo-llama/sm90-bf16", *HERE, "gpu.cublas=17"))
+    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.adds for launch in needs.launches))
+    kernels = manifest.plan.kernels | {symbol: replace(needs, **damage(needs))}
+    with pytest.raises(EngineError, match=message):
+        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=kernels)), "engine")
+
+
 @pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
 def test_scales_behind_the_last_row_count(build):
     manifest = Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4))

@@ -153,6 +153,8 @@ def test_fuse_add_rms_norm_declines():
 
 
 def test_fuse_linear_residual_declines():
+    toy = Toy(w=(8, 8))
+    assert toy.declined(FuseLinearResidual(), op.add(op.linear(toy.x, toy.w), 1.0)) == "a number is added"
     toy = Toy(w=(8, 8), b=(8,))
     assert toy.declined(FuseLinearResidual(), op.add(op.linear(toy.x, toy.w), toy.b)) == "the add broadcasts [8]"
     toy = Toy()

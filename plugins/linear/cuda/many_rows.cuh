@@ -40,6 +40,33 @@ template <class P> inline void stage_inputs(const Call& call, int first_row, int
   }
 }
 
+// Residuals are loaded some at a time: the compiler moves no load above a store that might be to the same place.
+template <class P> inline void store_with_residual(const Call& call, int first_row, int first_output, const float (&results)[block_rows][ManyRows<P>::row_floats]) {
+  constexpr int fours = ManyRows<P>::block_outputs / 4, at_once = 8;
+  const int rows = call.rows();
+  for (int first = static_cast<int>(threadIdx.x); first < block_rows * fours; first += many_threads * at_once) {
+    Words<4> residuals[at_once];
+    const auto each = [&](auto body) {
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int at = first + i * many_threads, row = at / fours, output = at % fours * 4;
+        if (first_row + row < rows && first_output + output < P::outputs) body(residuals[i], row, output);
+      }
+    };
+    each([&](Words<4>& residual, int row, int output) {
+      const float* from = call.inputs[1].row<const float>(first_row + row) + first_output + output;
+      check_alignment(from, 16);
+      residual = *reinterpret_cast<const Words<4>*>(from);
+    });
+    each([&](const Words<4>& residual, int row, int output) {
+      auto* to = call.outputs[0].row<typename P::Out>(first_row + row) + first_output + output;
+#pragma unroll
+      for (int two = 0; two < 4; two += 2)
+        store_two(to + two, {results[row][output + two] + as_float(residual.words[two]), results[row][output + two + 1] + as_float(residual.words[two + 1])});
+    });
+  }
+}
+
 // Blocks along x have other rows, along y other outputs, along z others of the inputs (of one block of rows alone).
 // scratch: float [splits][blocks along y][sums][threads]; counters: [blocks along y].
 template <class P, int splits> inline void many_rows(const Call& call) {
@@ -115,6 +142,10 @@ template <class P, int splits> inline void many_rows(const Call& call) {
   }
   __syncthreads();
   const int first_output = static_cast<int>(blockIdx.y) * K::block_outputs;
+  if constexpr (P::adds && P::outputs % 4 == 0 && P::Weights::fold != 32) {  // int4 in groups of 32 would spill registers
+    store_with_residual<P>(call, first_row, first_output, s.results);
+    return;
+  }
   for (int i = static_cast<int>(threadIdx.x); i < block_rows * K::block_outputs; i += many_threads) {
     const int row = i / K::block_outputs, output = i % K::block_outputs;
     if (first_row + row < rows && first_output + output < P::outputs) {

@@ -39,7 +39,7 @@ template <class P> inline float finished(const Call& call, float sum, int tile, 
   return sum;
 }
 
-// An output of a row as it is stored.
+// What is stored of an output, where residuals are not loaded ahead.
 template <class P> inline float with_residual(const Call& call, float value, int row, int output) {
   if constexpr (P::adds) value += call.inputs[1].row<const float>(row)[output];
   return value;

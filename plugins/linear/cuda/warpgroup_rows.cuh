@@ -103,14 +103,13 @@ template <class W> struct OutputUnits {
 // Of the outputs g and g + 8 of a tile that a lane has, two neighbours, the others being those of the lane beside it: a warp's
 // stores then fill whole sectors.
 struct Neighbours {
-  int first;  // in the tile
   float values[2];
 
+  static int first() { return lane() / 4 % 2 ? lane() / 4 + 7 : lane() / 4; }  // in the tile
+
   explicit Neighbours(const float (&own)[2]) {
-    const int g = lane() / 4;
-    const bool odd = g % 2 != 0;
+    const bool odd = lane() / 4 % 2 != 0;
     const float other = __shfl_xor_sync(~0u, odd ? own[0] : own[1], 4);
-    first = odd ? g + 7 : g;
     values[0] = odd ? other : own[0];
     values[1] = odd ? own[1] : other;
   }
@@ -169,26 +168,35 @@ template <class P> inline void consume(const Call& call, int first_row) {
   units.count(sums);
 
   if (first_tile >= P::tiles) return;
+  const auto row_of = [&](int i) { return first_row + i / 2 * 8 + 2 * q + i % 2; };
+  constexpr int at_once = P::adds ? 4 : 1;  // residuals of so many rows are loaded before any is stored
+  [[maybe_unused]] float residuals[at_once][pairs][2] = {};
 #pragma unroll
   for (int i = 0; i < block_rows / 4; ++i) {
-    const int at = i / 2 * 4 + i % 2, row = first_row + i / 2 * 8 + 2 * q + i % 2;  // of the sums, those of g and, two on, of g + 8
-    const auto value = [&](int p, int second) { return finished<P>(call, sums[p][at + 2 * second], first_tile + p, g + 8 * second); };
-    const auto write = [&](int tile, const float (&values)[2]) {
-      Neighbours two(values);
-      const int output = tile * tile_rows + two.first;
-      if (row >= rows) return;
+    if constexpr (P::adds)
+      if (i % at_once == 0)
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (output + i < P::outputs) two.values[i] = with_residual<P>(call, two.values[i], row, output + i);
-      two.template store_to<P::outputs>(call.outputs[0].row<typename P::Out>(row), output);
+        for (int j = 0; j < at_once * pairs * 2; ++j) {
+          const int row = row_of(i + j / (2 * pairs)), output = (first_tile + j / 2 % pairs) * tile_rows + Neighbours::first() + j % 2;
+          if (row < rows && output < P::outputs) residuals[j / (2 * pairs)][j / 2 % pairs][j % 2] = call.inputs[1].row<const float>(row)[output];
+        }
+    const int at = i / 2 * 4 + i % 2, row = row_of(i);  // of the sums, those of g and, two on, of g + 8
+    const auto value = [&](int p, int second) { return finished<P>(call, sums[p][at + 2 * second], first_tile + p, g + 8 * second); };
+    const auto write = [&](int p, const float (&values)[2]) {
+      Neighbours two(values);
+      if constexpr (P::adds)
+#pragma unroll
+        for (int second = 0; second < 2; ++second) two.values[second] += residuals[i % at_once][p][second];
+      const int output = (P::gated ? first_tile / 2 : first_tile + p) * tile_rows + Neighbours::first();
+      if (row < rows) two.template store_to<P::outputs>(call.outputs[0].row<typename P::Out>(row), output);
     };
     if constexpr (P::gated) {
       const typename P::Activation activation;
-      write(first_tile / 2, {activation(value(0, 0)) * value(1, 0), activation(value(0, 1)) * value(1, 1)});
+      write(0, {activation(value(0, 0)) * value(1, 0), activation(value(0, 1)) * value(1, 1)});
     } else {
 #pragma unroll
       for (int p = 0; p < pairs; ++p)
-        if (first_tile + p < P::tiles) write(first_tile + p, {value(p, 0), value(p, 1)});
+        if (first_tile + p < P::tiles) write(p, {value(p, 0), value(p, 1)});
     }
   }
 }
