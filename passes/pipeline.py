@@ -33,7 +33,7 @@ class Pass(Protocol):
     def apply(self, graph: Graph) -> Report: ...
 
 
-LINEARS: tuple[Pass, ...] = (
+PASSES: tuple[Pass, ...] = (
     # simplify
     DropDeadNodes(),
     *FOLD_CONSTANTS,
@@ -46,17 +46,21 @@ LINEARS: tuple[Pass, ...] = (
     *FUSE_GATED_LINEAR,
     MergeQkvLinears(),
     *FUSE_GATED_ACTIVATION,
+    # the residual stream
+    FuseLinearResidual(),
+    FuseAddRmsNorm(),
+    DropDeadNodes(),
+    # tokens
+    DrawTokens(),
 )
-RESIDUAL_STREAM: tuple[Pass, ...] = (FuseAddRmsNorm(), DropDeadNodes())
-PASSES = (*LINEARS, *RESIDUAL_STREAM)
+ON_GPUS_ALONE = (FuseLinearResidual, DrawTokens)
 
 
 def passes_for(gpu: bool) -> tuple[Pass, ...]:
-    """A GPU's linears add to the residual stream, and it draws tokens too."""
-    return (*LINEARS, FuseLinearResidual(), *RESIDUAL_STREAM, DrawTokens()) if gpu else PASSES
+    return PASSES if gpu else tuple(each for each in PASSES if not isinstance(each, ON_GPUS_ALONE))
 
 
-def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES) -> Graph:
+def run_passes(graph: Graph, passes: tuple[Pass, ...] = passes_for(gpu=False)) -> Graph:
     """A new graph that means the same. Raises InternalError that names a repro file when a pass breaks its graph."""
     for number, each in enumerate(passes):
         graph = _run(graph, each, passes[number:])

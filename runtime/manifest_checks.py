@@ -215,11 +215,11 @@ def _check_matmul(matmul: Matmul, needs: Needs, limits: Limits, where: str) -> N
         scales = _scale_bytes(most, matmul.inputs)
     if matmul.inputs > matmul.weight_columns or matmul.outputs * matmul.weight_columns * factor > 8 * held:
         raise EngineError(where, f"{matmul.outputs} x {matmul.inputs} in rows of {matmul.weight_columns}", "a matrix within the kernel's weight")
-    for name, rows, width, given in (
-        ("source", matmul.source, matmul.inputs * factor // 8, needs.inputs[:1]),
-        ("destination", matmul.destination, matmul.outputs * MATMUL_RESULTS[matmul.results] // 8, needs.outputs[:1]),
-        *[("adds", None, matmul.outputs * MATMUL_RESULTS[matmul.results] // 8, needs.inputs[1:2])] * matmul.adds,
-    ):
+    results = matmul.outputs * MATMUL_RESULTS[matmul.results] // 8
+    operands = [("source", matmul.source, matmul.inputs * factor // 8, needs.inputs[:1]), ("destination", matmul.destination, results, needs.outputs[:1])]
+    if matmul.adds:
+        operands.append(("adds", None, results, needs.inputs[1:2]))
+    for name, rows, width, given in operands:
         if rows is None:
             if not given or given[0] < width:
                 raise EngineError(f"{where}.{name}", f"rows of {width} bytes", f"at most the {sum(given)} that the kernel is given")

@@ -33,7 +33,7 @@ def test_a_broken_pass_leaves_a_repro_file(tiny, monkeypatch):
     with pytest.raises(InternalError, match="pass BreakGraph: .* is said to be") as error:
         pipeline.run_passes(tiny("llama").graph, (DropDeadNodes(), BreakGraph(), DropDeadNodes()))
     path = re.search(r"repro: (.*)", str(error.value))[1]
-    monkeypatch.setattr(pipeline, "LINEARS", (DropDeadNodes(), BreakGraph()))
+    monkeypatch.setattr(pipeline, "PASSES", (DropDeadNodes(), BreakGraph()))
     with pytest.raises(InternalError, match="pass BreakGraph"):
         pipeline.replay(path)
     monkeypatch.setattr(BreakGraph, "apply", DropDeadNodes.apply)
