@@ -159,6 +159,12 @@ def report(work: Work, gpu: str, engines: dict[str, Engined], peers: list[Peer])
     return f"{gpu}, a copy moves {read}; tokens/s, the share of what reading the step's bytes at that rate allows, and the time of a step in which nothing is computed\n\n{markdown(header, rows)}"
 
 
+def factors_of(settings: tuple[str, ...]) -> str:
+    """What activations are multiplied as in an engine with these settings of its recipe."""
+    stated = dict(setting.split("=") for setting in settings)
+    return ACTIVATION_FACTORS[stated.get("precision.activations", "bf16")]
+
+
 @click.command()
 @click.option("--emulate", is_flag=True, help="A tiny shape, by emulation.")
 @click.option("--precision", "chosen", multiple=True, type=click.Choice(list(PRECISIONS)), help="Only this; may be given again.")
@@ -174,7 +180,7 @@ def main(emulate: bool, chosen: tuple[str, ...], folder: pathlib.Path, json_path
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         place = pathlib.Path(inside)
         write_checkpoint(work.config, place / "checkpoint", "cpu" if emulate else "cuda")
-        precisions = chosen or [name for name in work.precisions if ACTIVATION_FACTORS[name.rpartition("activations ")[2] if "activations" in name else "bf16"] in target.gpu.factors]
+        precisions = chosen or [name for name in work.precisions if factors_of(PRECISIONS[name]) in target.gpu.factors]
         engines = {precision: measure(work, precision, target.kind, place, emulate) for precision in precisions}
         peers = transformers_rates(work, place / "checkpoint")
     click.echo(report(work, gpu, engines, peers))

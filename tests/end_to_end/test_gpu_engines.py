@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from as_multiplied import AS_MULTIPLIED
-from kernel_bench import target_here
 from greedy import check_greedy, checkpoint_of, prompts_of, reference
+from kernel_bench import target_here
 from transformers import AutoModelForCausalLM
 
 from slipway.compiler import verify
@@ -201,29 +201,34 @@ def test_scales_of_groups_stay_within_what_a_multiplication_is_given(build, part
 )
 def test_what_a_multiplication_adds_has_its_rows(build, damage, message):
     manifest = Manifest.read(build("demo-llama/sm90-bf16", *HERE, "gpu.cublas=17"))
-    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.adds for launch in needs.launches))
-    kernels = manifest.plan.kernels | {symbol: replace(needs, **damage(needs))}
+    symbol, needs = kernel_with(manifest, lambda matmul: matmul.adds)
     with pytest.raises(EngineError, match=message):
-        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=kernels)), "engine")
+        check_with(manifest, symbol, replace(needs, **damage(needs)))
 
 
 @pytest.mark.skipif(not MULTIPLIES_FP4, reason="tensor cores that do not multiply e2m1")
 def test_scales_behind_the_last_row_count(build):
     manifest = Manifest.read(build("demo-llama/sm100-bf16", *HERE, *CUBLAS_NVFP4))
-    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.source for launch in needs.launches))
+    symbol, needs = kernel_with(manifest, lambda matmul: matmul.source)
     each = needs.shared_scratch.per_token  # of a number of rows that pieces of scales are whole for
 
-    def check(scratch):
-        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=manifest.plan.kernels | {symbol: replace(needs, shared_scratch=scratch)})), "engine")
-
     assert manifest.limits.max_batch_tokens % 128 == 0
-    check(Size(per_token=each))
+    check_with(manifest, symbol, replace(needs, shared_scratch=Size(per_token=each)))
     with pytest.raises(EngineError, match="matmul.source: .* of scratch"):
-        check(Size(per_token=each - 1))
+        check_with(manifest, symbol, replace(needs, shared_scratch=Size(per_token=each - 1)))
+
+
+def kernel_with(manifest, holds):
+    """(symbol, needs) of the first kernel with a multiplication of that kind."""
+    return next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and holds(launch.matmul) for launch in needs.launches))
+
+
+def check_with(manifest, symbol, needs):
+    check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=manifest.plan.kernels | {symbol: needs})), "engine")
 
 
 def check_damaged(manifest, part, damage, message):
-    symbol, needs = next((symbol, needs) for symbol, needs in manifest.plan.kernels.items() if any(launch.matmul and launch.matmul.source for launch in needs.launches))
+    symbol, needs = kernel_with(manifest, lambda matmul: matmul.source)
 
     def damaged(launch):
         if not launch.matmul:
@@ -231,9 +236,8 @@ def check_damaged(manifest, part, damage, message):
         whole = replace(launch.matmul, **damage) if part == "matmul" else replace(launch.matmul, **{part: replace(getattr(launch.matmul, part), **damage)})
         return replace(launch, matmul=whole)
 
-    kernels = manifest.plan.kernels | {symbol: replace(needs, launches=tuple(map(damaged, needs.launches)), inputs=(8,), outputs=(8,))}
     with pytest.raises(EngineError, match=message):
-        check_manifest(replace(manifest, plan=replace(manifest.plan, kernels=kernels)), "engine")
+        check_with(manifest, symbol, replace(needs, launches=tuple(map(damaged, needs.launches)), inputs=(8,), outputs=(8,)))
 
 
 def test_fp8_activations_are_measured_where_steps_of_the_measurement_would_not_have_them(build):

@@ -1,5 +1,5 @@
-// What codes stand for (quantization/formats.py): decoders of CPUs, of GPUs and of the emulated libraries are written with these. That the bits GPUs
-// put together are the numbers meant is proved here, code by code, whenever a kernel is compiled.
+// What codes stand for (quantization/formats.py): decoders of CPUs, of GPUs and of the emulated libraries are written with these. That bits are, where
+// GPUs put them, the numbers meant is asserted for every code beside their decoders, whenever a kernel is compiled.
 #pragma once
 #include "slipway/integers.hpp"
 
