@@ -16,7 +16,8 @@ from slipway.compiler.toolchain import compiler_version
 from slipway.plugins.plugin import Kernel
 
 PLUGINS = pathlib.Path(__file__).resolve().parent.parent / "plugins"
-COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
+# without contraction: a product and a sum that become one where a kernel runs one row, and not where it runs many, would be other bits
+COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi")
 
 
 EMULATION_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-mtls-dialect=gnu2", "-mavx2", "-mfma", "-fno-math-errno", "-fvisibility=hidden",
