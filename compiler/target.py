@@ -11,11 +11,11 @@ CPU_ISAS = {  # weakest first: the /proc/cpuinfo flags a host must have, and the
         ("-march=cascadelake",),
     ),
     "avx512_bf16": (
-        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"),
-        ("-march=cooperlake",),
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512vbmi", "avx512_bf16"),
+        ("-march=cooperlake", "-mavx512vbmi"),
     ),
     "amx": (
-        ("avx512_bf16", "avx512_vnni", "avx512vl", "amx_tile", "amx_bf16", "amx_int8"),
+        ("avx512_bf16", "avx512_vnni", "avx512vl", "avx512vbmi", "amx_tile", "amx_bf16", "amx_int8"),
         ("-march=sapphirerapids", "-mno-avx512fp16"),
     ),
 }

@@ -34,6 +34,11 @@ class WeightFormat:
         return self.name + (f"g{self.group_size}" if self.name == "int4" else "") + ("z" if self.zero_point else "")
 
     @property
+    def integer(self) -> bool:
+        """Whether codes are steps of a scale: CPUs multiply them as integers."""
+        return self.name in ("int8", "int4")
+
+    @property
     def bits_per_weight(self) -> float:
         """With multipliers and zero points (8 bits); a scale an output is not counted."""
         return self.bits + (self.multiplier_bits + 8 * self.zero_point) / self.group_size if self.group_size else self.bits
@@ -73,8 +78,7 @@ INT4_GROUPS = (32, 64, 128)
 FP8, FP8_BLOCK = WeightFormat("fp8", 8), WeightFormat("fp8_block", 8, 128, multiplier_bits=0)
 NVFP4, MXFP4 = WeightFormat("nvfp4", 4, 16, multiplier_bits=8), WeightFormat("mxfp4", 4, 32, multiplier_bits=8)
 BLOCK_ROWS = 128  # outputs that share the multiplier of a group of fp8_block
-HOST_FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)))  # that CPUs have kernels for
-FORMATS = (*HOST_FORMATS, FP8, FP8_BLOCK, NVFP4, MXFP4)
+FORMATS = (BF16, INT8, *(WeightFormat("int4", 4, g, z) for g in INT4_GROUPS for z in (False, True)), FP8, FP8_BLOCK, NVFP4, MXFP4)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from slipway.recipes import source
 from slipway.recipes.problems import Expects, Key, UserErrors, dotted, one_of, translate
 
 WeightType = Literal["bf16", "int8", "int4", "fp8", "fp8_block", "nvfp4", "mxfp4"]
-GPU_WEIGHTS = ("fp8", "fp8_block", "nvfp4", "mxfp4")
 CARD_TARGETS = {"a100": "sm80", "l40s": "sm89", "h100": "sm90", "h200": "sm90", "b200": "sm100", "rtx-pro-6000": "sm120"}  # as compiler/cards.py
 WIDER_HEADS = {"int4": "int8", "nvfp4": "fp8", "mxfp4": "fp8"}
 GROUP_SIZES = (32, 64, 128)
@@ -288,12 +287,6 @@ def _target_problems(recipe: Recipe) -> Iterator[UserError]:
     """What the recipe asks for and its target has no kernels for."""
     precision = recipe.precision
     if recipe.target == "cpu":
-        stated = {("precision", "weights"): precision.weights, ("precision", "lm_head"): precision.lm_head}
-        stated |= {("precision", "overrides", i, "weights"): override.weights for i, override in enumerate(precision.overrides)}
-        for key, weights in stated.items():
-            if weights in GPU_WEIGHTS:
-                yield recipe.error(key, f"{weights} weights have kernels for GPUs alone", "bf16, int8 or int4 for target: cpu")
-                return
         if recipe.gpu != Gpu():
             yield recipe.error(("gpu",), "choices for a GPU, and target is cpu", None, "leave gpu out")
         if precision.activations != "bf16":

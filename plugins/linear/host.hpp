@@ -30,7 +30,7 @@ void run(const Call& call) {
   else
 #endif
 #if defined(__AVX512BF16__)
-    return run_bf16_dots<P>(call, bias);
+    return run_bf16_dots<P>(call, call.local + private_bytes, bias);
 #else
     return run_fma<P>(call, bias);
 #endif

@@ -9,7 +9,7 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack
 from slipway.plugins.plugin import Launch, PackedWeight
-from slipway.quantization.formats import BF16, HOST_FORMATS, WeightFormat
+from slipway.quantization.formats import BF16, WeightFormat
 
 MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32 (on AMX; elsewhere integers are summed a block at a time)
 ROW_BLOCK_BYTES = 1_150_000  # of packed rows that share a core's L2 with the panels that pass
@@ -28,9 +28,7 @@ class HostProblem:
     @property
     def declined(self) -> str | None:
         """Why no kernel takes it."""
-        if self.fmt not in HOST_FORMATS:
-            return f"no kernel for {self.fmt} weights on {self.target}"
-        if self.fmt != BF16 and self.inputs > MAX_INTEGER_INPUTS:
+        if self.fmt.integer and self.inputs > MAX_INTEGER_INPUTS:
             return f"{self.inputs} inputs: integer sums hold {MAX_INTEGER_INPUTS}"
         return None
 
@@ -72,7 +70,7 @@ class HostProblem:
     def row_bytes(self) -> int:
         """One packed row of activations."""
         isa, columns = self.target.isa, self.columns
-        if self.fmt == BF16:
+        if not self.fmt.integer:
             return {"amx": 2 * columns, "avx512_bf16": 2 * columns + 64}.get(isa, 4 * columns)
         if isa == "amx":
             return 128 * -(-columns // 64) + 3 * 4
@@ -84,16 +82,18 @@ class HostProblem:
 
     @property
     def local_bytes(self) -> int:
-        """Scratch of a thread: rows it packs for itself; spread int4 weights; on AMX also the sums of the many-row kernel."""
+        """Scratch of a thread: rows it packs for itself; a panel of spread codes; on AMX also the sums of the many-row kernel."""
         if self.target.isa != "amx":
-            return self.private_bytes + (pack.PANEL * self.columns if self.fmt.group_size and self.target.isa != "avx2" else 0)
-        steps = -(-self.columns // (32 if self.fmt == BF16 else 64))
+            return self.private_bytes + (pack.PANEL * self.columns * (1 if self.fmt.integer else 2) if self.fmt.bits < 16 and self.target.isa != "avx2" else 0)
+        steps = -(-self.columns // (64 if self.fmt.integer else 32))
         tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
         sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)
         return self.private_bytes + sums + 2048 * min(steps, 128)
 
     @property
     def _cpp_format(self) -> str:
-        if self.fmt.group_size:
+        if self.fmt.name == "int4":
             return f"Int4<{self.fmt.group_size}, {str(self.fmt.zero_point).lower()}>"
-        return "Bf16" if self.fmt == BF16 else f"Int8<{self.panels.block_k}>"
+        if self.fmt.name == "int8":
+            return f"Int8<{self.panels.block_k}>"
+        return "".join(word.capitalize() for word in self.fmt.name.split("_"))

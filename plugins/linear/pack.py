@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from slipway.quantization.formats import BF16, INT8, Quantized, WeightFormat, quantize
+from slipway.quantization.floats import e4m3_values
+from slipway.quantization.formats import BF16, BLOCK_ROWS, FP8, FP8_BLOCK, INT8, NVFP4, Quantized, WeightFormat, quantize
 
-PANEL = 32  # columns of a panel: two tiles
+TILE, PANEL = 16, 32  # columns; a panel is two tiles
 CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
 
 
@@ -31,13 +32,16 @@ class Panels:
         """Inputs of one block. int8: where activations are int8 too, as many as share a scale; elsewhere an AMX tile's."""
         if self.fmt == INT8:
             return 64 if self.isa in ("amx", "avx2") else 128
-        return 32 if self.fmt == BF16 else self.fmt.group_size
+        if self.fmt.name == "int4":
+            return self.fmt.group_size
+        return 64 if self.fmt.bits == 4 else 32
 
     @property
     def block_bytes(self) -> int:
-        if self.fmt.group_size:
-            return self.fmt.group_size * 16 + (128 if self.fmt.zero_point else 64)
-        return PANEL * self.block_k * self.fmt.bits // 8
+        codes = PANEL * self.block_k * self.fmt.bits // 8
+        if self.fmt.name == "int4":
+            return codes + (128 if self.fmt.zero_point else 64)
+        return codes + (PANEL * self.block_k // self.fmt.group_size if self.fmt.bits == 4 else 0)
 
     def columns(self, inputs: int) -> int:
         """Inputs, filled up to whole blocks."""
@@ -45,24 +49,43 @@ class Panels:
 
     def packed_bytes(self, outputs: int, inputs: int, gated: bool = False) -> int:
         blocks = self.columns(inputs) // self.block_k * self.block_bytes
-        return num_panels(outputs, gated) * (blocks + (0 if self.fmt == BF16 else 4 * PANEL))
+        return num_panels(outputs, gated) * (blocks + self._behind(inputs))
+
+    def _behind(self, inputs: int) -> int:
+        """Bytes a panel behind all panels: float32 scales of its columns; of fp8_block units of its two tiles."""
+        if self.fmt == FP8_BLOCK:
+            return 2 * 4 * self.fmt.groups(inputs)
+        return 0 if self.fmt == BF16 else 4 * PANEL
 
     def pack(self, *weights: Tensor) -> np.ndarray:
         """(W[N, K]) or (gate[N, K], up[N, K]) -> bytes. A panel of a gated linear is 16 gate columns, then 16 up columns."""
         packed = np.empty(self.packed_bytes(*weights[0].shape, len(weights) == 2), np.uint8)
-        rest, scales = packed, []
-        for rows in _panel_rows(weights):
-            if self.fmt == BF16:
-                part = _bf16_panels(rows)
-            else:
-                quantized = quantize(rows, self.fmt)
-                part = _int4_panels(quantized, rows.shape[1]) if self.fmt.group_size else _int8_panels(quantized.codes, self.block_k)
-                scales.append(quantized.scales)
-            flat = part.contiguous().view(torch.uint8).flatten().numpy()
+        rest, behind = packed, []
+        for each in _whole_panels(weights):
+            panels, scales = self._parts(each)
+            flat = panels.contiguous().view(torch.uint8).flatten().numpy()
             rest[: flat.size], rest = flat, rest[flat.size :]
-        if scales:
-            rest[:] = torch.cat(scales).view(torch.uint8).flatten().numpy()
+            behind.append(scales.flatten())
+        rest[:] = torch.cat(behind).view(torch.uint8).numpy()
         return packed
+
+    def _parts(self, each: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of some rows of each weight: panels, and float32 that lie behind all panels."""
+        if self.fmt == BF16:
+            return _bf16_panels(_in_turn(each)), torch.empty(0)
+        quantized = [quantize(rows, self.fmt) for rows in each]
+        codes, scales = _in_turn([q.codes for q in quantized]), _in_turn([q.scales for q in quantized])
+        if self.fmt == INT8:
+            return _int8_panels(codes, self.block_k), scales
+        if self.fmt == FP8:
+            return _fp8_panels(codes), scales
+        multipliers = _in_turn([q.multipliers for q in quantized])
+        if self.fmt == FP8_BLOCK:
+            return _fp8_panels(codes), multipliers.view(-1, 2, TILE, multipliers.shape[1])[:, :, 0].transpose(1, 2).contiguous()
+        if self.fmt.bits == 4 and self.fmt.name != "int4":
+            return _fp4_panels(codes, multipliers, self.fmt), scales
+        zeros = _in_turn([q.zeros for q in quantized]) if self.fmt.zero_point else None
+        return _int4_panels(Quantized(self.fmt, codes, scales, multipliers, zeros), codes.shape[1]), scales
 
 
 def num_panels(outputs: int, gated: bool) -> int:
@@ -74,14 +97,17 @@ def pack_bias(bias: Tensor) -> np.ndarray:
     return pad(bias.float(), (0, -len(bias) % PANEL)).view(torch.uint8).numpy()
 
 
-def _panel_rows(weights: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """Rows in panel order, some whole panels at a time, zeros in the place of rows that do not exist."""
+def _whole_panels(weights: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+    """The same rows of each weight, some whole panels and blocks at a time, zeros in the place of rows that do not exist."""
     outputs, inputs = weights[0].shape
-    tile = PANEL // len(weights)
-    step = max(1, CHUNK_ELEMENTS // (PANEL * inputs)) * tile
+    step = max(1, CHUNK_ELEMENTS // (BLOCK_ROWS * inputs)) * BLOCK_ROWS
     for begin in range(0, outputs, step):
-        parts = [pad(w[begin : begin + step], (0, 0, 0, -len(w[begin : begin + step]) % tile)) for w in weights]
-        yield torch.stack([p.view(-1, tile, inputs) for p in parts], 1).view(-1, inputs)
+        yield [pad(w[begin : begin + step], (0, 0, 0, -len(w[begin : begin + step]) % (PANEL // len(weights)))) for w in weights]
+
+
+def _in_turn(parts: list[Tensor]) -> Tensor:
+    """Rows of each weight in panel order: a tile, or a panel, of each takes its turn."""
+    return torch.stack([part.view(-1, PANEL // len(parts), *part.shape[1:]) for part in parts], 1).flatten(0, 2)
 
 
 def _bf16_panels(rows: Tensor) -> Tensor:
@@ -94,6 +120,30 @@ def _int8_panels(codes: Tensor, block_k: int) -> Tensor:
     """[N, K] -> [N/32][K/block_k][tile 2][quad block_k/4][n 16][4]."""
     codes = pad(codes, (0, -codes.shape[1] % block_k))
     return codes.view(len(codes) // 32, 2, 16, -1, block_k // 4, 4).permute(0, 3, 1, 4, 2, 5)
+
+
+def _fp8_panels(codes: Tensor) -> Tensor:
+    """[N, K] -> [N/32][K/32][quad 8][tile 2][n 16][4]."""
+    codes = pad(codes, (0, -codes.shape[1] % 32))
+    return codes.view(len(codes) // 32, 2, TILE, -1, 8, 4).permute(0, 3, 4, 1, 2, 5)
+
+
+def _fp4_panels(codes: Tensor, multipliers: Tensor, fmt: WeightFormat) -> Tensor:
+    """[N, K] -> [N/32][K/64]{scale u8[groups][32]; [quad 16][n 16][4], column 16 + n in the high nibble}."""
+    panels, groups = len(codes) // PANEL, 64 // fmt.group_size
+    if fmt == NVFP4:  # of a group whose scale is 0, weights are; scales without e4m3's subnormals have no 0
+        codes = torch.where(multipliers.repeat_interleave(fmt.group_size, 1)[:, : codes.shape[1]] > 0, codes, 0)
+        multipliers = _without_subnormals(multipliers)
+    codes = pad(codes, (0, -codes.shape[1] % 64)).view(panels, 2, TILE, -1, 16, 4)
+    both = (codes[:, 0] | codes[:, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
+    scales = pad(multipliers, (0, -multipliers.shape[1] % groups)).view(panels, PANEL, -1, groups).permute(0, 2, 3, 1).flatten(2)
+    return torch.cat([scales, both], -1)
+
+
+def _without_subnormals(bits: Tensor) -> Tensor:
+    """e4m3, not negative -> the same number with five bits of exponent, biased by 10, and three of fraction; 0 becomes 2^-10."""
+    fraction, exponent = torch.frexp(e4m3_values(bits))  # fractions begin at 1/2
+    return torch.where(bits > 0, (exponent + 9) * 8 + (fraction * 16 - 8), 0).to(torch.uint8)
 
 
 def _int4_panels(quantized: Quantized, inputs: int) -> Tensor:

@@ -16,7 +16,7 @@ from nodes import BF16  # noqa: E402
 from paged import Sequences, Shape, new_blocks  # noqa: E402
 
 from slipway.compiler.target import Target  # noqa: E402
-from slipway.quantization.formats import KV_FORMATS  # noqa: E402
+from slipway.plugins.paged_attention.on_host import CACHES  # noqa: E402
 
 LAYER = Shape(num_heads=16, num_kv_heads=8, head_dim=128, rotary_dim=128, norm=True)  # Qwen3-0.6B
 COPIES = 8  # of the KV blocks, so that none is in a cache when it is read again
@@ -25,7 +25,7 @@ COPIES = 8  # of the KV blocks, so that none is in a cache when it is read again
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     for target in [t for t in HOST_TARGETS[::-1] if t.isa in (sys.argv[2:] or t.isa)]:
-        for kv in KV_FORMATS.values():
+        for kv in CACHES:
             print(f"{target}, {threads} threads, {kv.name} cache")
             layer = dataclasses.replace(LAYER, kv=kv)
             for sequences, length in ((32, 192), (32, 1024), (8, 1024), (1, 1024), (1, 8192)):

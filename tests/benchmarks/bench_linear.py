@@ -23,7 +23,7 @@ from slipway.compiler.machine import host_isa  # noqa: E402
 from slipway.compiler.target import Target  # noqa: E402
 from slipway.plugins.linear.plugin import PLUGIN  # noqa: E402
 from slipway.plugins.plugin import Kernel  # noqa: E402
-from slipway.quantization.formats import HOST_FORMATS, WeightFormat  # noqa: E402
+from slipway.quantization.formats import FORMATS, WeightFormat  # noqa: E402
 
 SHAPES = {  # name: inputs, outputs, gated
     "qkv": (1024, 4096, False),
@@ -74,14 +74,14 @@ def measure(kernel: Kernel, lib, memory: np.ndarray, x: Tensor, outputs: int, th
 
 @click.command()
 @click.option("--rows", default="1,8,32,512", show_default=True)
-@click.option("--formats", default="bf16,int8,int4g128", show_default=True, help=", ".join(map(str, HOST_FORMATS)))
+@click.option("--formats", default="bf16,int8,int4g128", show_default=True, help=", ".join(map(str, FORMATS)))
 @click.option("--shapes", default=",".join(SHAPES), show_default=True, help=f"also {', '.join(LARGER)}")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--isa", default=host_isa, help="avx2, avx512, avx512_bf16 or amx; default: the strongest here")
 @click.option("--megabytes", default=600, show_default=True, help="of weights to go through, more than any cache holds")
 @click.option("--repeats", default=3, show_default=True)
 def main(rows: str, formats: str, shapes: str, threads: int, isa: str, megabytes: int, repeats: int) -> None:
-    target, by_name = Target("cpu", isa), {str(f): f for f in HOST_FORMATS}
+    target, by_name = Target("cpu", isa), {str(f): f for f in FORMATS}
     click.echo(f"{'shape':12}{'format':10}{'rows':>6}{'ms':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}")
     for shape in shapes.split(","):
         for fmt in formats.split(","):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from as_multiplied import AS_MULTIPLIED
+from slipway.quantization import formats
 from slipway.recipes import catalog
+from slipway.recipes.schema import Precision
 from slipway.runtime.engine import Engine, SamplingParams
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 24, 24  # of reference_of
 TIE = 0.25  # of a logit: closer candidates may change places under bfloat16 rounding (transformers' own bfloat16: up to 0.4 here)
 
 
@@ -37,6 +42,24 @@ def reference(model: str, prompts: torch.Tensor, new_tokens: int, as_held: Calla
     out = network.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
                            do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True)  # fmt: skip
     return out.sequences[:, prompts.shape[1] :], torch.stack(out.logits, 1)
+
+
+def as_held(precision: Precision) -> Callable[[str, torch.nn.Linear], None]:
+    """What makes a linear of transformers, by its path, multiply weights, and activations of prompts, as a GPU's engine of that precision does."""
+
+    def change(path, linear):
+        linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
+        if precision.activations != "bf16" and path != "lm_head":
+            multiplied = AS_MULTIPLIED[precision.activations]
+            linear.register_forward_pre_hook(lambda _, given: multiplied(given[0].flatten(0, 1)).view_as(given[0]) if given[0].shape[1] > 1 else None)  # of a token alone: bf16
+
+    return change
+
+
+@functools.cache
+def reference_of(model: str, precision: Precision):
+    """What transformers says to a few prompts with linears of that precision; of an engine for a CPU too, if none is int4."""
+    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held(precision))
 
 
 def check_greedy(engine: Engine, prompts: torch.Tensor, wanted: torch.Tensor, logits: torch.Tensor) -> None:

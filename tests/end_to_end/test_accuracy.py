@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import greedy
 from greedy import check_greedy, checkpoint_of, prompts_of, reference
 from slipway.compiler.machine import host_isas
+from slipway.recipes import catalog, schema
 from slipway.runtime.engine import Engine
 from slipway.runtime.manifest import Manifest
 from transformers import AutoConfig
@@ -35,6 +37,15 @@ def test_weaker_isas_keep_the_limit_of_int8(build, isa):
     """Each multiplies integer weights in an arithmetic of its own."""
     engine = build("demo-llama/cpu-int8", f"cpu.isa={isa}")
     assert json.loads((engine / "verify.json").read_text())["kl"] < KL_LIMITS["int8"] / 2
+
+
+@pytest.mark.parametrize("weights", ["fp8", "fp8_block", "nvfp4", "mxfp4"])
+def test_small_floats_say_what_transformers_says_with_the_weights_they_hold(build, weights):
+    name, overrides = "demo-llama/cpu-bf16", (f"precision.weights={weights}",)
+    directory = build(name, *overrides)
+    assert json.loads((directory / "verify.json").read_text())["kl"] < schema.KL_LIMITS[weights]
+    with Engine.load(directory) as engine:
+        check_greedy(engine, prompts_of(MODELS[0], greedy.PROMPTS, greedy.PROMPT_TOKENS), *greedy.reference_of(MODELS[0], schema.load(catalog.find(name), overrides).precision))
 
 
 def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):

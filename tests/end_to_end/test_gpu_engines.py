@@ -1,6 +1,5 @@
 """Engines for GPUs, whole: they say what transformers says with the weights as they hold them. In emulation; with --gpu, on the GPU here."""
 
-import functools
 import json
 import os
 import re
@@ -13,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from as_multiplied import AS_MULTIPLIED
-from greedy import check_greedy, checkpoint_of, prompts_of, reference
+from greedy import PROMPT_TOKENS, PROMPTS, as_held, check_greedy, checkpoint_of, prompts_of, reference_of
 from kernel_bench import target_here
 from transformers import AutoModelForCausalLM
 
 from slipway.compiler import verify
 from slipway.compiler.checkpoint import Checkpoint
 from slipway.compiler.target import GPUS
-from slipway.quantization import formats
 from slipway.recipes import catalog, schema
 from slipway.runtime import gpu
 from slipway.runtime.engine import Engine
@@ -56,7 +53,6 @@ ENGINES = [
     ("demo-llama/sm90-bf16", (*HERE, "precision.kv_cache=fp8")),
     ("demo-qwen3/sm90-bf16", (*HERE, "precision.kv_cache=int8")),
 ]
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 24, 24
 
 
 def choose_device(monkeypatch, seed):
@@ -64,24 +60,6 @@ def choose_device(monkeypatch, seed):
     monkeypatch.delenv("SLIPWAY_DEVICE", raising=False)
     if not ON_GPU:
         monkeypatch.setenv("SLIPWAY_DEVICE", f"emulated:{seed}")
-
-
-def as_held(precision):
-    """What makes a linear of transformers, by its path, multiply weights and activations of prompts as an engine of that precision does."""
-
-    def change(path, linear):
-        linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
-        if precision.activations != "bf16" and path != "lm_head":
-            multiplied = AS_MULTIPLIED[precision.activations]
-            linear.register_forward_pre_hook(lambda _, given: multiplied(given[0].flatten(0, 1)).view_as(given[0]) if given[0].shape[1] > 1 else None)  # of a token alone: bf16
-
-    return change
-
-
-@functools.cache
-def reference_of(model, precision):
-    """What transformers says with linears of that precision."""
-    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held(precision))
 
 
 @pytest.mark.parametrize("name, overrides", ENGINES, ids=lambda part: part if isinstance(part, str) else "-".join(p.split("=")[1] for p in part))

@@ -14,11 +14,12 @@ from slipway.compiler.target import CPU_ISAS
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
 from slipway.plugins.linear import pack
 from slipway.plugins.linear.plugin import PLUGIN, gated_linear
-from slipway.quantization.formats import BF16, HOST_FORMATS, INT8, WeightFormat, quantize, round_trip
+from slipway.quantization.floats import e2m1_values, e4m3_values
+from slipway.quantization.formats import BF16, FORMATS, FP8, FP8_BLOCK, INT8, MXFP4, NVFP4, WeightFormat, quantize, round_trip
 
 VNNI_TARGETS = [target for target in HOST_TARGETS if target.isa.startswith("avx512")]
 ROWS = (100, 33, 17, 16, 7, 2, 1)
-BY_NAME = {str(fmt): fmt for fmt in HOST_FORMATS}
+BY_NAME = {str(fmt): fmt for fmt in FORMATS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Case:
 
 
 CASES = [
-    *(Case(fmt, 70, 200, biased=True) for fmt in HOST_FORMATS),
-    *(Case(BY_NAME[f], 37, 136, F32, BF16_STORAGE, "silu") for f in ("bf16", "int8", "int4g128", "int4g32z")),
+    *(Case(fmt, 70, 200, biased=True) for fmt in FORMATS),
+    *(Case(BY_NAME[f], 37, 136, F32, BF16_STORAGE, "silu") for f in ("bf16", "int8", "int4g128", "int4g32z", "fp8_block", "nvfp4")),
     Case(BF16, 1, 8, F32),
     Case(INT8, 33, 7, F32, activation="gelu"),
     Case(BY_NAME["int4g64"], 1, 8, F32, biased=True),
@@ -77,7 +78,30 @@ LONG_CASES = [  # rows and inputs that the many-row kernel cuts into blocks
     Case(BY_NAME["int4g64z"], 33, 8300, rows=90),
     Case(BY_NAME["int4g32"], 33, 1100, rows=700),
     Case(BF16, 33, 40, rows=1100),
+    Case(FP8_BLOCK, 200, 5000, rows=300),
+    Case(NVFP4, 33, 3000, rows=150),
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryCode(Case):
+    """The weights of one output are every number of the format: each code, of fp4 times each scale of a group."""
+
+    outputs: int = 1
+    inputs: int = 0
+    rows: int = 0
+
+    @property
+    def weights(self):
+        if self.fmt in (FP8, FP8_BLOCK):
+            numbers = e4m3_values(torch.tensor([c for c in range(256) if c % 128 != 127], dtype=torch.uint8))  # but NaN
+        else:
+            scales = e4m3_values(torch.arange(127, dtype=torch.uint8)) if self.fmt == NVFP4 else torch.exp2(torch.arange(-120, 15.0))
+            numbers = (e2m1_values(torch.arange(16)).repeat(self.fmt.group_size // 16) * scales[:, None]).flatten()
+        return [numbers[None]]
+
+
+EVERY_CODE = [EveryCode(fmt) for fmt in (FP8, FP8_BLOCK, NVFP4, MXFP4)]
 
 
 @functools.cache
@@ -94,7 +118,7 @@ def compiled_in_parallel():
 
 def multiplied(x, fmt, target):
     """The activations that a kernel multiplies: rounded to bfloat16 or, a block of the weights at a time, to steps of a 127th of the largest."""
-    if fmt == BF16:
+    if not fmt.integer:
         return x.bfloat16() if target.isa in ("avx512_bf16", "amx") else x
     if target.isa in ("avx2", "amx"):
         return x
@@ -114,7 +138,7 @@ def expected(case, target):
         held = round_trip(weight, case.fmt).double()
         sums.append(x.double() @ held.T)
         magnitudes.append(x.double().abs() @ held.abs().T)
-    precise = 2e-7 * case.inputs**0.5 + (2**-15 if case.fmt.bits < 16 and target.isa == "amx" else 0)
+    precise = 2e-7 * case.inputs**0.5 + (2**-15 if case.fmt.integer and target.isa == "amx" else 0)
     errors = [m * precise for m in magnitudes]
     if case.activation:
         gate, up = ACTIVATIONS[case.activation](sums[0]), sums[1]
@@ -159,8 +183,19 @@ def test_many_rows_equal_few(case, target):
     assert torch.equal(got[:33], run(case, target, 33, 1)) and torch.equal(got, run(case, target, case.rows, 3))
 
 
+@pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
+@pytest.mark.parametrize("case", EVERY_CODE, ids=lambda case: str(case.fmt))
+def test_every_code_is_exact(case, target):
+    [weight] = case.weights
+    case = dataclasses.replace(case, inputs=weight.shape[1], rows=weight.shape[1])
+    kernel, lib, weights = compiled(case, target)
+    x, out = torch.eye(case.rows, dtype=BF16_STORAGE), torch.empty(case.rows, 1)
+    run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch_at(len(x)), local_scratch=kernel.local_scratch)
+    assert torch.equal(out[:, 0], weight[0])
+
+
 @pytest.mark.skipif(len(VNNI_TARGETS) < 2, reason="needs AVX-512 with BF16")
-@pytest.mark.parametrize("case", [c for c in CASES if c.fmt.bits < 16], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.fmt.integer], ids=str)
 def test_integers_give_the_same_bits_with_and_without_bf16(case):
     first, second = (run(case, target, case.rows) for target in VNNI_TARGETS)
     assert torch.equal(first, second)
@@ -194,7 +229,7 @@ def test_a_large_input_costs_the_others_what_is_said(case, target):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(HOST_FORMATS), st.sampled_from(list(CPU_ISAS)), st.integers(1, 70), st.integers(1, 300), st.booleans())
+@given(st.sampled_from(FORMATS), st.sampled_from(list(CPU_ISAS)), st.integers(1, 70), st.integers(1, 300), st.booleans())
 def test_packed_bytes_hold_every_weight(fmt, isa, outputs, inputs, gated):
     weights, layout = [torch.randn(outputs, inputs) for _ in range(2 if gated else 1)], pack.Panels(fmt, isa)
     packed = layout.pack(*weights)
@@ -209,18 +244,29 @@ def test_packed_bytes_hold_every_weight(fmt, isa, outputs, inputs, gated):
 
 def unpack(packed, panels, inputs, layout):
     """[panels * 32, inputs] float32: the layouts of ARCHITECTURE.md read one weight at a time."""
-    fmt, size, scales = layout.fmt, layout.block_k, None
-    if fmt != BF16:
-        packed, scales = packed[: -panels * 128], packed[-panels * 128 :].view(F32)[:, None]
-    data = packed.view(panels, -(-inputs // size), layout.block_bytes)
+    fmt, size = layout.fmt, layout.block_k
     n, k = torch.meshgrid(torch.arange(panels * 32), torch.arange(inputs), indexing="ij")
     panel, column, tile, lane = n // 32, n % 32, n % 32 // 16, n % 16
+    data, behind = packed.split([blocks := panels * -(-inputs // size) * layout.block_bytes, len(packed) - blocks])
+    data, scales = data.view(panels, -1, layout.block_bytes), behind.view(F32)
+    if fmt == FP8_BLOCK:
+        scales = scales.view(panels, -1, 2)[panel, k // 128, tile]
+    elif fmt != BF16:
+        scales = scales[:, None]
     if fmt == BF16:
         at = tile * 512 + k % 32 // 2 * 32 + lane * 2 + k % 2
         return data.view(torch.bfloat16)[panel, k // 32, at].float()
     if fmt == INT8:
         at = tile * 16 * size + k % size // 4 * 64 + lane * 4 + k % 4
         return (data[panel, k // size, at].float() - 128) * scales
+    if fmt in (FP8, FP8_BLOCK):
+        return e4m3_values(data[panel, k // 32, k % 32 // 4 * 128 + tile * 64 + lane * 4 + k % 4]) * scales
+    if fmt in (NVFP4, MXFP4):
+        block, groups = k // 64, 64 // fmt.group_size
+        scale = data[panel, block, k % 64 // fmt.group_size * 32 + column].float()
+        scale = torch.exp2((scale / 8).floor() - 10) * (1 + scale % 8 / 8) if fmt == NVFP4 else torch.exp2(scale - 127)
+        codes = data[panel, block, groups * 32 + k % 64 // 4 * 64 + lane * 4 + k % 4] >> (4 * tile).byte() & 15
+        return e2m1_values(codes) * (scale * scales)
     header = 128 if fmt.zero_point else 64
     block, at = k // fmt.group_size, header + k % fmt.group_size // 4 * 64 + lane * 4 + (k % 4 ^ 1)
     multiplier = data.view(torch.int16)[panel, block, column].float()
@@ -232,7 +278,7 @@ def unpack(packed, panels, inputs, layout):
 
 def test_packing_in_chunks(monkeypatch):
     gate, up = torch.randn(2, 100, 64)
-    for layout in (pack.Panels(fmt, isa) for fmt in HOST_FORMATS for isa in CPU_ISAS):
+    for layout in (pack.Panels(fmt, isa) for fmt in FORMATS for isa in CPU_ISAS):
         whole = layout.pack(gate, up)
         monkeypatch.setattr(pack, "CHUNK_ELEMENTS", 32 * 64)
         assert (layout.pack(gate, up) == whole).all()

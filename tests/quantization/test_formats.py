@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from slipway.compiler.errors import UserError
 from slipway.quantization import floats
 from slipway.quantization.formats import (
-    BF16, FORMATS, FP8, FP8_BLOCK, HOST_FORMATS, INT8, KV_BF16, KV_FP8, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize,
+    BF16, FORMATS, FP8, FP8_BLOCK, INT8, KV_BF16, KV_FP8, KV_INT8, MXFP4, NVFP4, WeightFormat, dequantize, parse, quantize,
     round_trip,
 )  # fmt: skip
 
-INTEGER = [f for f in HOST_FORMATS if f != BF16]
+INTEGER = [f for f in FORMATS if f.integer]
 
 
 def weights(n, k, seed=0):

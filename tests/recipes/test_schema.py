@@ -74,8 +74,6 @@ def test_recipes_are_frozen(write):
         (GOOD.replace("int4", "int8"),
          "r.yaml:7: precision.group_size: only int4 weights have groups\nhint: remove it, or --set the key to null"),
         (GOOD.replace("int4", "in8"), "r.yaml:6: precision.weights: 'in8'; expected bf16, int8, int4, fp8, fp8_block, nvfp4 or mxfp4\nhint: did you mean 'int8'?"),
-        (GOOD.replace("int4", "fp8").replace("  group_size: 64\n", ""),
-         "r.yaml:6: precision.weights: fp8 weights have kernels for GPUs alone; expected bf16, int8 or int4 for target: cpu"),
         (GOOD.replace("cpu", "sm90") + "runtime: {deterministic: true}\n",
          "r.yaml:10: runtime.deterministic: kernels for GPUs sum in an order that depends on how many tokens a step has; expected false for a GPU"
          "\nhint: deterministic: false"),

@@ -101,10 +101,22 @@ f32x16 finished(const FixedRows<P>& rows, int64_t row, __m512i high, __m512i low
   return from_planes(high, low) * (f32x16::splat(rows.scales[row]) * scale);
 }
 
+inline constexpr int64_t unit_steps = unit_k / 32;  // k steps of weights that have units
+
 template <class P>
 using TileRows = std::conditional_t<P::Weights::integer, FixedRows<P>, Bf16Rows<P>>;
 
-// A row's outputs of a panel from its sums over all inputs.
+// Adds a row's sums over the unit that ends with k step `end` to its totals, which the first unit begins.
+template <class P>
+void add_unit(const Call& call, const std::byte* sums, int64_t panel, int64_t end, std::byte* totals) {
+  for (int tile = 0; tile < 2; ++tile) {
+    float* total = reinterpret_cast<float*>(totals) + 16 * tile;
+    const f32x16 sum = load(reinterpret_cast<const float*>(sums) + 16 * tile), before = end <= unit_steps ? f32x16::splat(0) : load(total);
+    store(total, fma(sum, scale<P>(call, panel, tile, (end - 1) * 32), before));
+  }
+}
+
+// A row's outputs of a panel from its sums over all inputs; if weights have units, from its totals.
 template <class P, class Rows>
 void finish_row(const Call& call, const Rows& rows, int64_t row, const std::byte* sums, int64_t panel, const Output<P>& output) {
   if constexpr (Rows::planes == 2) {
@@ -116,7 +128,8 @@ void finish_row(const Call& call, const Rows& rows, int64_t row, const std::byte
     output(row, panel, half(0), half(64));
   } else {
     const float* values = reinterpret_cast<const float*>(sums);
-    output(row, panel, load(values), load(values + 16));
+    const auto half = [&](int tile) { return P::Weights::scaled ? load(values + 16 * tile) * scale<P>(call, panel, tile, 0) : load(values + 16 * tile); };
+    output(row, panel, half(0), half(1));
   }
 }
 

@@ -1,7 +1,7 @@
 // Many rows on AMX: a block of packed rows stays in L2 while panels pass; sums between k blocks live in float32 or int32.
 #pragma once
 #include "linear/host/amx.hpp"
-#include "linear/host/ladder.hpp"
+#include "linear/host/quads.hpp"
 
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
@@ -16,15 +16,15 @@ struct StoredPanels {
   }
 };
 
-// k steps of an int4 panel, spread to int8 B tiles in this thread's scratch.
+// k steps of a coded panel, spread to B tiles in this thread's scratch.
 template <class P>
 struct SpreadPanels {
-  static constexpr int64_t step_bytes = P::Weights::block_bytes * 64 / P::Weights::block_k;
+  static constexpr int64_t step_bytes = P::Weights::block_bytes * Spread<P>::inputs / P::Weights::block_k;
   std::byte* buffer;
   explicit SpreadPanels(std::byte* scratch) : buffer(scratch) {}
   const std::byte* tiles(const Call& call, int64_t panel, int64_t step, int64_t steps) const {
     const Ahead<P> ahead{P::panel(call, panel), P::panel(call, panel)};
-    for (int64_t done = 0; done < steps; ++done) Spread<P>(ahead, step + done, buffer + done * 2048).to(16);
+    for (int64_t done = 0; done < steps; ++done) Spread<P>(ahead, step + done, buffer + done * 2048).to(Spread<P>::quads);
     return buffer;
   }
 };
@@ -34,12 +34,12 @@ struct SpreadPanels {
 template <class P>
 class BlockedLinear {
   using Rows = TileRows<P>;
-  using Panels = std::conditional_t<P::Weights::grouped, SpreadPanels<P>, StoredPanels<P>>;
+  using Panels = std::conditional_t<P::Weights::coded, SpreadPanels<P>, StoredPanels<P>>;
   static constexpr int64_t cut_steps = 16, cut_panels = 8, most_whole_steps = 128;
   static constexpr int64_t most_tiles = std::clamp<int64_t>(row_block_bytes / (1024 * Rows::k_steps) / 2 * 2, 32, 64);
   static constexpr bool fits = most_tiles * Rows::k_steps * 1024 <= row_block_bytes;  // a full block of whole rows
   static constexpr int64_t rows_per_tile = 16 / Rows::planes;
-  static constexpr int64_t inner_steps = 8;  // B tiles of so many k steps stay in L1 while row tiles pass
+  static constexpr int64_t inner_steps = P::Weights::has_units ? unit_steps : 8;  // B tiles of so many k steps stay in L1 while row tiles pass
   static constexpr int64_t sums_panel_bytes = most_tiles * sums_tile_bytes;
   static constexpr int64_t sums_bytes = sums_panel_bytes * (fits ? 1 : cut_panels);
   static constexpr int64_t spread_bytes = std::min(Rows::k_steps, most_whole_steps) * 2048;
@@ -94,11 +94,15 @@ class BlockedLinear {
       for (int64_t t = 0; t < tiles; t += 2, next += lines * some * 64) {
         const std::byte* a = rows_.tiles + (tile + t) * Rows::tile_row_bytes + (step + inner) * 1024;
         std::byte* c = sums + t * sums_tile_bytes;
+        std::byte* to = P::Weights::has_units ? unit_ : c;
         if (t + 1 < tiles) {
-          multiply_inner<2>(a, b + inner * 2048, some, c, begins, next, lines);
+          multiply_inner<2>(a, b + inner * 2048, some, to, begins, next, lines);
         } else {
-          multiply_inner<1>(a, b + inner * 2048, some, c, begins, next, lines);
+          multiply_inner<1>(a, b + inner * 2048, some, to, begins, next, lines);
         }
+        if constexpr (P::Weights::has_units)
+          for (int64_t at = 0; at < std::min<int64_t>(2, tiles - t) * sums_tile_bytes; at += sums_row_bytes)
+            add_unit<P>(call_, unit_ + at, panel, step + inner + some, c + at);
         if (ends)
           for (int64_t u = t; u < std::min(t + 2, tiles); ++u) finish(tile + u, sums + u * sums_tile_bytes, panel);
       }
@@ -108,7 +112,7 @@ class BlockedLinear {
   template <int row_tiles>
   static void multiply_inner(const std::byte* a, const std::byte* b, int64_t steps, std::byte* c, bool begins, const std::byte* next,
                              int64_t lines) {
-    if (begins) {
+    if (begins || P::Weights::has_units) {
       clear_sums<row_tiles>();
     } else {
       load_sums<row_tiles>(c);
@@ -134,6 +138,7 @@ class BlockedLinear {
   const Panels panels_;
   const Output<P> output_;
   const Rows rows_;
+  alignas(64) std::byte unit_[P::Weights::has_units ? 2 * sums_tile_bytes : 1];
 };
 
 }  // namespace slipway::linear

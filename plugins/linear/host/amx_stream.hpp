@@ -1,7 +1,7 @@
 // Few rows on AMX: each panel streams through once, at the speed of memory.
 #pragma once
 #include "linear/host/amx.hpp"
-#include "linear/host/ladder.hpp"
+#include "linear/host/quads.hpp"
 
 #if defined(__AMX_TILE__)
 namespace slipway::linear {
@@ -25,7 +25,7 @@ class StoredSteps {
   Ahead<P> ahead_{};
 };
 
-// Those of int4, spread some steps before they are multiplied, across the seam between panels too.
+// Those of codes, spread some steps before they are multiplied, across the seam between panels too.
 template <class P, int passes>
 class SpreadSteps {
  public:
@@ -33,7 +33,7 @@ class SpreadSteps {
     ahead_ = ahead;
     first_ += steps;
     if (first_ > 0) return;
-    for (int64_t step = 0; step < lead; ++step) Spread<P>(ahead_, step, slot(step)).to(16);
+    for (int64_t step = 0; step < lead; ++step) Spread<P>(ahead_, step, slot(step)).to(Spread<P>::quads);
   }
   const std::byte* tiles(int64_t step) { return slot(step); }
 
@@ -41,14 +41,15 @@ class SpreadSteps {
     const int64_t later = step + lead;
     const bool seam = later >= steps;
     const Ahead<P> ahead = seam ? Ahead<P>{ahead_.following, ahead_.following} : ahead_;
-    const int from = pass * 16 / passes, count = (pass + 1) * 16 / passes - from;
+    constexpr int quads = Spread<P>::quads;
+    const int from = pass * quads / passes, count = (pass + 1) * quads / passes - from;
     return [from, count, spread = Spread<P>(ahead, seam ? later - steps : later, slot(later), from)](int product, int products) mutable {
       spread.to(from + count * (product + 1) / products);
     };
   }
 
  private:
-  static constexpr int64_t kept = 8, steps = FixedRows<P>::k_steps, lead = std::min(steps, kept / 2);
+  static constexpr int64_t kept = 8, steps = TileRows<P>::k_steps, lead = std::min(steps, kept / 2);
   std::byte* slot(int64_t step) { return ring_ + (first_ + step) % kept * 2048; }
 
   Ahead<P> ahead_{};
@@ -62,8 +63,8 @@ class SpreadSteps {
 template <class P, int passes>
 class StreamedLinear {
   using Rows = TileRows<P>;
-  using Steps = std::conditional_t<P::Weights::grouped, SpreadSteps<P, passes>, StoredSteps<P, passes>>;
-  static constexpr int64_t rows_per_tile = 16 / Rows::planes, run_steps = passes == 1 ? Rows::k_steps : std::min<int64_t>(4, Rows::k_steps);
+  using Steps = std::conditional_t<P::Weights::coded, SpreadSteps<P, passes>, StoredSteps<P, passes>>;
+  static constexpr int64_t rows_per_tile = 16 / Rows::planes, run_steps = passes == 1 && !P::Weights::has_units ? Rows::k_steps : std::min<int64_t>(unit_steps, Rows::k_steps);
   static constexpr int64_t rows_at_once = ceil_div(2 * rows_per_tile, 4 * run_steps);
 
  public:
@@ -99,7 +100,7 @@ class StreamedLinear {
   void multiply(int64_t panel, int pass, int64_t step, int64_t end) {
     const int64_t tile = 2 * pass;
     std::byte* sums = sums_ + tile * sums_tile_bytes;
-    step == 0 ? clear_sums<row_tiles>() : load_sums<row_tiles>(sums);
+    P::Weights::has_units || step == 0 ? clear_sums<row_tiles>() : load_sums<row_tiles>(sums);
     for (const std::byte *a = rows_.tiles + tile * Rows::tile_row_bytes; step < end; ++step) {
       auto aside = steps_.aside(step, pass);
       multiply_step<typename P::Weights, row_tiles>(a + step * 1024, a + Rows::tile_row_bytes + step * 1024, steps_.tiles(step),
@@ -108,17 +109,26 @@ class StreamedLinear {
                                                       finish(rows_at_once * 2 / row_tiles);
                                                     });
     }
+    if (P::Weights::has_units) finish(call_.rows);  // of the unit before
     store_sums<row_tiles>(sums);
-    if (end == Rows::k_steps) {
+    if (P::Weights::has_units || end == Rows::k_steps) {
       finish(call_.rows);
-      finished_panel_ = panel, next_row_ = tile * rows_per_tile;
+      finished_panel_ = panel, finished_end_ = end, next_row_ = tile * rows_per_tile;
       end_row_ = std::min<int64_t>(next_row_ + row_tiles * rows_per_tile, call_.rows);
     }
   }
 
   void finish(int64_t count) {
-    for (const int64_t end = std::min(next_row_ + count, end_row_); next_row_ < end; ++next_row_)
-      finish_row<P>(call_, rows_, next_row_, sums_ + next_row_ * Rows::planes * sums_row_bytes, finished_panel_, output_);
+    for (const int64_t end = std::min(next_row_ + count, end_row_); next_row_ < end; ++next_row_) {
+      const std::byte* sums = sums_ + next_row_ * Rows::planes * sums_row_bytes;
+      if constexpr (P::Weights::has_units) {
+        std::byte* totals = totals_ + next_row_ * sums_row_bytes;
+        add_unit<P>(call_, sums, finished_panel_, finished_end_, totals);
+        if (finished_end_ < Rows::k_steps) continue;
+        sums = totals;
+      }
+      finish_row<P>(call_, rows_, next_row_, sums, finished_panel_, output_);
+    }
   }
 
   const Call& call_;
@@ -127,8 +137,9 @@ class StreamedLinear {
   Steps steps_;
   const Rows rows_;
   const Output<P> output_;
-  int64_t finished_panel_ = 0, next_row_ = 0, end_row_ = 0;  // rows whose sums are not yet outputs
+  int64_t finished_panel_ = 0, finished_end_ = 0, next_row_ = 0, end_row_ = 0;  // rows whose sums up to a k step are not yet outputs, or in totals
   alignas(64) std::byte sums_[2 * passes * sums_tile_bytes];
+  alignas(64) std::byte totals_[P::Weights::has_units ? sizeof sums_ : 1];
 };
 
 // From these rows on BlockedLinear is as fast.

@@ -94,7 +94,7 @@ void run_int8_dots(const Call& call, std::byte* spread_panel, const float* bias)
   int64_t spread_index = -1;  // the panel in that room
   each_pass<P, Rows, 8>(call, bias, [&](const Pass<P, Rows>& pass, auto count, auto fetch) {
     const auto multiply = [&](const auto& weights) { multiply_rows<P, count>(pass, weights, fetch, P::scales(call, pass.index)); };
-    if constexpr (!P::Weights::grouped) {
+    if constexpr (!P::Weights::coded) {
       multiply(StoredWeights<P>{pass.panel});
     } else if constexpr (decltype(fetch)::is_lone) {
       multiply(CodedWeights<P>{pass.panel});

@@ -7,7 +7,7 @@ namespace slipway::linear {
 
 inline constexpr int most_ahead = 6144;
 template <class P, int rows>
-constexpr int bytes_ahead = rows == 1 && !P::Weights::grouped ? 3072 : most_ahead;
+constexpr int bytes_ahead = rows == 1 && !P::Weights::coded ? 3072 : most_ahead;
 
 // Lines that a lone pass over a panel asks for while it works, into L2: those that lie so many bytes further on.
 template <class P, int rows>

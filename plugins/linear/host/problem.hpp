@@ -6,22 +6,44 @@
 
 namespace slipway::linear {
 
-// A panel is a row of blocks; a block holds 32 columns x block_k inputs.
+// A panel is a row of blocks; a block holds 32 columns x block_k inputs. integer: multiplied as integers. scaled: each column has a float32, counted
+// in at the end. has_units: each tile of a panel has one for every unit_k inputs.
+//
+// coded: not stored as they are multiplied. A block of those is a header and quads of codes, four inputs of all columns each, in order; so many
+// quads of a group share an entry of the header.
 struct Bf16 {
-  static constexpr bool integer = false, grouped = false;
-  static constexpr int block_k = 32, header_bytes = 0, block_bytes = 2048;
+  static constexpr bool integer = false, coded = false, scaled = false, has_units = false;
+  static constexpr int block_k = 32, block_bytes = 2048;
 };
 template <int block>
 struct Int8 {
-  static constexpr bool integer = true, grouped = false;
-  static constexpr int block_k = block, header_bytes = 0, block_bytes = 32 * block, common_zero = codes::int8_zero;
+  static constexpr bool integer = true, coded = false, scaled = true, has_units = false;
+  static constexpr int block_k = block, block_bytes = 32 * block, common_zero = codes::int8_zero;
 };
 template <int group, bool zero_point>
 struct Int4 {
-  static constexpr bool integer = true, grouped = true, has_zeros = zero_point;
-  static constexpr int block_k = group, header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16;
+  static constexpr bool integer = true, coded = true, scaled = true, has_units = false, has_zeros = zero_point;
+  static constexpr int block_k = group, group_quads = group / 4, quad_bytes = 64;
+  static constexpr int header_bytes = zero_point ? 128 : 64, block_bytes = header_bytes + group * 16;
   static constexpr int common_zero = codes::int8_zero;  // of the int8 weights that codes stand for
 };
+template <bool has_units_>
+struct E4m3 {
+  static constexpr bool integer = false, coded = true, scaled = !has_units_, has_units = has_units_;
+  static constexpr int block_k = 32, group_quads = block_k / 4, quad_bytes = 128, header_bytes = 0, block_bytes = 1024;
+};
+using Fp8 = E4m3<false>;
+using Fp8Block = E4m3<true>;
+inline constexpr int unit_k = 128;
+// group: inputs that share a byte of a column's scale; what the byte means is scale_of's (small_floats.hpp).
+template <int group>
+struct E2m1 {
+  static constexpr bool integer = false, coded = true, scaled = true, has_units = false;
+  static constexpr int block_k = 64, group_quads = group / 4, quad_bytes = 64, groups = block_k / group;
+  static constexpr int header_bytes = 32 * groups, block_bytes = header_bytes + block_k * 16;
+};
+using Nvfp4 = E2m1<16>;
+using Mxfp4 = E2m1<32>;
 
 struct None {};  // no activation: the linear is not gated
 
@@ -42,12 +64,30 @@ struct Problem {
   static constexpr int64_t panel_bytes = int64_t{blocks} * Weights::block_bytes;
 
   static const std::byte* panel(const Call& call, int64_t index) { return call.weights[0] + index * panel_bytes; }
-  // Of the 32 columns of a panel; integer weights only. They lie behind the panels.
-  static const float* scales(const Call& call, int64_t index) { return reinterpret_cast<const float*>(panel(call, panels)) + index * 32; }
+  // Of the 32 columns of a panel, or of its two tiles in unit_k inputs from k on. They lie behind the panels.
+  static const float* scales(const Call& call, int64_t index) { return behind(call) + index * 32; }
+  static const float* units(const Call& call, int64_t index, int64_t k) { return behind(call) + (index * ceil_div(inputs, unit_k) + k / unit_k) * 2; }
   static const float* bias(const Call& call, bool biased) {
     return biased ? reinterpret_cast<const float*>(call.weights[1]) : nullptr;
   }
+
+ private:
+  static const float* behind(const Call& call) { return reinterpret_cast<const float*>(panel(call, panels)); }
 };
+
+// What sums of a tile in a panel are to be multiplied by; they are of all inputs or, if weights have units, of the unit_k that input k is one of.
+template <class P>
+f32x16 scale(const Call& call, int64_t panel, int tile, int64_t k) {
+  if constexpr (P::Weights::scaled) return load(P::scales(call, panel) + tile * 16);
+  if constexpr (P::Weights::has_units) return f32x16::splat(P::units(call, panel, k)[tile]);
+  return f32x16::splat(1);
+}
+
+// Whether sums of inputs up to `end` are complete, to be multiplied by their scale.
+template <class P>
+constexpr bool complete(int64_t end) {
+  return end >= P::inputs || (P::Weights::has_units && end % unit_k == 0);
+}
 
 // Takes the 32 sums of a row and a panel to the row's outputs.
 //
