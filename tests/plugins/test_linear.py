@@ -83,25 +83,22 @@ LONG_CASES = [  # rows and inputs that the many-row kernel cuts into blocks
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class EveryCode(Case):
-    """The weights of one output are every number of the format: each code, of fp4 times each scale of a group."""
-
-    outputs: int = 1
-    inputs: int = 0
-    rows: int = 0
-
-    @property
-    def weights(self):
-        if self.fmt in (FP8, FP8_BLOCK):
-            numbers = e4m3_values(torch.tensor([c for c in range(256) if c % 128 != 127], dtype=torch.uint8))  # but NaN
-        else:
-            scales = e4m3_values(torch.arange(127, dtype=torch.uint8)) if self.fmt == NVFP4 else torch.exp2(torch.arange(-120, 15.0))
-            numbers = (e2m1_values(torch.arange(16)).repeat(self.fmt.group_size // 16) * scales[:, None]).flatten()
-        return [numbers[None]]
+def every_number(fmt):
+    """Of a format of small floats: each code, of fp4 times each scale of a group."""
+    if fmt in (FP8, FP8_BLOCK):
+        return e4m3_values(torch.tensor([c for c in range(256) if c % 128 != 127], dtype=torch.uint8))  # but NaN
+    scales = e4m3_values(torch.arange(127, dtype=torch.uint8)) if fmt == NVFP4 else torch.exp2(torch.arange(-120, 15.0))
+    return (e2m1_values(torch.arange(16)).repeat(fmt.group_size // 16) * scales[:, None]).flatten()
 
 
-EVERY_CODE = [EveryCode(fmt) for fmt in (FP8, FP8_BLOCK, NVFP4, MXFP4)]
+class EveryNumber(Case):
+    """Weights of one output, and a row of inputs for each that picks it out."""
+
+    weights = property(lambda self: [every_number(self.fmt)[None]])
+    x = property(lambda self: torch.eye(self.rows, dtype=self.source))
+
+
+EVERY_NUMBER = [EveryNumber(fmt, 1, count, rows=count) for fmt in (FP8, FP8_BLOCK, NVFP4, MXFP4) for count in (len(every_number(fmt)),)]
 
 
 @functools.cache
@@ -113,7 +110,8 @@ def compiled(case, target):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_parallel():
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS for c in CASES]))
+        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS for c in CASES + EVERY_NUMBER]))
+        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS[1:] for c in LONG_CASES]))
 
 
 def multiplied(x, fmt, target):
@@ -184,14 +182,9 @@ def test_many_rows_equal_few(case, target):
 
 
 @pytest.mark.parametrize("target", RUNNABLE_TARGETS, ids=str)
-@pytest.mark.parametrize("case", EVERY_CODE, ids=lambda case: str(case.fmt))
-def test_every_code_is_exact(case, target):
-    [weight] = case.weights
-    case = dataclasses.replace(case, inputs=weight.shape[1], rows=weight.shape[1])
-    kernel, lib, weights = compiled(case, target)
-    x, out = torch.eye(case.rows, dtype=BF16_STORAGE), torch.empty(case.rows, 1)
-    run_kernel(lib, kernel.symbol, [x], [out], weights, shared_scratch=kernel.shared_scratch_at(len(x)), local_scratch=kernel.local_scratch)
-    assert torch.equal(out[:, 0], weight[0])
+@pytest.mark.parametrize("case", EVERY_NUMBER, ids=lambda case: str(case.fmt))
+def test_every_number_is_exact(case, target):
+    assert torch.equal(run(case, target, case.rows)[:, 0], every_number(case.fmt))
 
 
 @pytest.mark.skipif(len(VNNI_TARGETS) < 2, reason="needs AVX-512 with BF16")

@@ -37,7 +37,7 @@ void decode_block(E2m1<group>, const std::byte* block, Use use) {
 // Bits [shift, shift + bits) of each 32-bit lane of 64 bytes.
 template <int bits>
 f32x16 bit_field(const std::byte* at, int shift) {
-  return to_floats(load_words(at) >> shift & (1 << bits) - 1);
+  return to_floats(load_words(at) >> shift & ((1 << bits) - 1));
 }
 
 template <int block_k, class Use>
