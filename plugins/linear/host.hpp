@@ -25,11 +25,15 @@ template <class P, bool biased, int64_t private_bytes, int64_t local_bytes>
 void run(const Call& call) {
   const float* bias = P::bias(call, biased);
   static_assert(private_bytes % 64 == 0);
+  [[maybe_unused]] constexpr int64_t room = local_bytes - private_bytes, spread_bytes = P::Weights::coded ? int64_t{32} * P::blocks * P::Weights::block_k : 0;
 #if defined(__AVX512VNNI__)
-  if constexpr (P::Weights::integer) return run_int8_dots<P>(call, call.local + private_bytes, bias);
-  else
+  if constexpr (P::Weights::integer) {
+    static_assert(spread_bytes <= room);
+    return run_int8_dots<P>(call, call.local + private_bytes, bias);
+  } else
 #endif
 #if defined(__AVX512BF16__)
+    static_assert(P::Weights::integer || 2 * spread_bytes <= room);
     return run_bf16_dots<P>(call, call.local + private_bytes, bias);
 #else
     return run_fma<P>(call, bias);

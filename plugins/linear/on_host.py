@@ -9,7 +9,7 @@ from torch.fx import Node
 from slipway.compiler.target import Target
 from slipway.plugins.linear import pack
 from slipway.plugins.plugin import Launch, PackedWeight
-from slipway.quantization.formats import BF16, WeightFormat
+from slipway.quantization.formats import WeightFormat
 
 MAX_INTEGER_INPUTS = 65536  # beyond, a sum of code * plane may leave int32 (on AMX; elsewhere integers are summed a block at a time)
 ROW_BLOCK_BYTES = 1_150_000  # of packed rows that share a core's L2 with the panels that pass
@@ -84,11 +84,18 @@ class HostProblem:
     def local_bytes(self) -> int:
         """Scratch of a thread: rows it packs for itself; a panel of spread codes; on AMX also the sums of the many-row kernel."""
         if self.target.isa != "amx":
-            return self.private_bytes + (pack.PANEL * self.columns * (1 if self.fmt.integer else 2) if self.fmt.bits < 16 and self.target.isa != "avx2" else 0)
-        steps = -(-self.columns // (64 if self.fmt.integer else 32))
+            return self.private_bytes + self._spread_bytes
+        steps = -(-self.columns // 64) if self.fmt.integer else -(-self.inputs // 32)
         tiles = min(64, max(32, ROW_BLOCK_BYTES // (1024 * steps) // 2 * 2))
         sums = 2048 * tiles * (1 if tiles * steps * 1024 <= ROW_BLOCK_BYTES else 8)
         return self.private_bytes + sums + 2048 * min(steps, 128)
+
+    @property
+    def _spread_bytes(self) -> int:
+        """Room for a panel of what codes stand for, where kernels have passes over it: int8 or bf16."""
+        if self.fmt.name == "int4" and self.target.isa in ("avx512", "avx512_bf16"):
+            return pack.PANEL * self.columns
+        return 2 * pack.PANEL * self.columns if not self.fmt.integer and self.fmt.bits < 16 and self.target.isa == "avx512_bf16" else 0
 
     @property
     def _cpp_format(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from slipway.quantization.floats import e4m3_values
-from slipway.quantization.formats import BF16, BLOCK_ROWS, FP8, FP8_BLOCK, INT8, NVFP4, Quantized, WeightFormat, quantize
+from slipway.quantization.formats import BF16, BLOCK_ROWS, FP8, FP8_BLOCK, INT8, MXFP4, NVFP4, Quantized, WeightFormat, quantize
 
 TILE, PANEL = 16, 32  # columns; a panel is two tiles
 CHUNK_ELEMENTS = 1 << 22  # of the weight at a time, so that float32 copies stay small
@@ -41,7 +41,7 @@ class Panels:
         codes = PANEL * self.block_k * self.fmt.bits // 8
         if self.fmt.name == "int4":
             return codes + (128 if self.fmt.zero_point else 64)
-        return codes + (PANEL * self.block_k // self.fmt.group_size if self.fmt.bits == 4 else 0)
+        return codes + (PANEL * self.block_k // self.fmt.group_size if self.fmt in (NVFP4, MXFP4) else 0)
 
     def columns(self, inputs: int) -> int:
         """Inputs, filled up to whole blocks."""
@@ -82,7 +82,7 @@ class Panels:
         multipliers = _in_turn([q.multipliers for q in quantized])
         if self.fmt == FP8_BLOCK:
             return _fp8_panels(codes), multipliers.view(-1, 2, TILE, multipliers.shape[1])[:, :, 0].transpose(1, 2).contiguous()
-        if self.fmt.bits == 4 and self.fmt.name != "int4":
+        if self.fmt in (NVFP4, MXFP4):
             return _fp4_panels(codes, multipliers, self.fmt), scales
         zeros = _in_turn([q.zeros for q in quantized]) if self.fmt.zero_point else None
         return _int4_panels(Quantized(self.fmt, codes, scales, multipliers, zeros), codes.shape[1]), scales
@@ -131,8 +131,7 @@ def _fp8_panels(codes: Tensor) -> Tensor:
 def _fp4_panels(codes: Tensor, multipliers: Tensor, fmt: WeightFormat) -> Tensor:
     """[N, K] -> [N/32][K/64]{scale u8[groups][32]; [quad 16][n 16][4], column 16 + n in the high nibble}."""
     panels, groups = len(codes) // PANEL, 64 // fmt.group_size
-    if fmt == NVFP4:  # of a group whose scale is 0, weights are; scales without e4m3's subnormals have no 0
-        codes = torch.where(multipliers.repeat_interleave(fmt.group_size, 1)[:, : codes.shape[1]] > 0, codes, 0)
+    if fmt == NVFP4:
         multipliers = _without_subnormals(multipliers)
     codes = pad(codes, (0, -codes.shape[1] % 64)).view(panels, 2, TILE, -1, 16, 4)
     both = (codes[:, 0] | codes[:, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
@@ -141,7 +140,7 @@ def _fp4_panels(codes: Tensor, multipliers: Tensor, fmt: WeightFormat) -> Tensor
 
 
 def _without_subnormals(bits: Tensor) -> Tensor:
-    """e4m3, not negative -> the same number with five bits of exponent, biased by 10, and three of fraction; 0 becomes 2^-10."""
+    """e4m3, not negative -> the same number with five bits of exponent, biased by 10, and three of fraction; 0, whose codes are 0, becomes 2^-10."""
     fraction, exponent = torch.frexp(e4m3_values(bits))  # fractions begin at 1/2
     return torch.where(bits > 0, (exponent + 9) * 8 + (fraction * 16 - 8), 0).to(torch.uint8)
 

@@ -16,7 +16,6 @@ from slipway.runtime.engine import Engine, SamplingParams
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 24, 24  # of reference_of
 TIE = 0.25  # of a logit: closer candidates may change places under bfloat16 rounding (transformers' own bfloat16: up to 0.4 here)
 
 
@@ -45,7 +44,9 @@ def reference(model: str, prompts: torch.Tensor, new_tokens: int, as_held: Calla
 
 
 def as_held(precision: Precision) -> Callable[[str, torch.nn.Linear], None]:
-    """What makes a linear of transformers, by its path, multiply weights, and activations of prompts, as a GPU's engine of that precision does."""
+    """What makes a linear of transformers, by its path, multiply weights, and activations of prompts, as an engine of that precision does; int4 as a
+    GPU has it.
+    """
 
     def change(path, linear):
         linear.weight = torch.nn.Parameter(formats.round_trip(linear.weight, formats.parse(*precision.of(path)), rungs=False))
@@ -56,10 +57,14 @@ def as_held(precision: Precision) -> Callable[[str, torch.nn.Linear], None]:
     return change
 
 
+def few_prompts(model: str) -> torch.Tensor:
+    return prompts_of(model, 8, 24)
+
+
 @functools.cache
 def reference_of(model: str, precision: Precision):
-    """What transformers says to a few prompts with linears of that precision; of an engine for a CPU too, if none is int4."""
-    return reference(model, prompts_of(model, PROMPTS, PROMPT_TOKENS), NEW_TOKENS, as_held(precision))
+    """24 tokens that transformers adds to few_prompts() with linears of that precision."""
+    return reference(model, few_prompts(model), 24, as_held(precision))
 
 
 def check_greedy(engine: Engine, prompts: torch.Tensor, wanted: torch.Tensor, logits: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from greedy import PROMPT_TOKENS, PROMPTS, as_held, check_greedy, checkpoint_of, prompts_of, reference_of
+from greedy import as_held, check_greedy, checkpoint_of, few_prompts, prompts_of, reference_of
 from kernel_bench import target_here
 from transformers import AutoModelForCausalLM
 
@@ -67,9 +67,8 @@ def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, monkeypatch, 
     choose_device(monkeypatch, SEED)
     directory, model = build(name, *overrides), name.partition("/")[0]
     assert json.loads((directory / "verify.json").read_text())["tokens"] >= 512
-    prompts = prompts_of(model, PROMPTS, PROMPT_TOKENS)
     with Engine.load(directory) as engine:
-        check_greedy(engine, prompts, *reference_of(model, schema.load(catalog.find(name), overrides).precision))
+        check_greedy(engine, few_prompts(model), *reference_of(model, schema.load(catalog.find(name), overrides).precision))
 
 
 @pytest.fixture

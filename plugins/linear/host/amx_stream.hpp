@@ -109,10 +109,10 @@ class StreamedLinear {
                                                       finish(rows_at_once * 2 / row_tiles);
                                                     });
     }
-    if (P::Weights::has_units) finish(call_.rows);  // of the unit before
+    const bool complete = P::Weights::has_units || end == Rows::k_steps;
+    if (complete) finish(call_.rows);  // of the run before
     store_sums<row_tiles>(sums);
-    if (P::Weights::has_units || end == Rows::k_steps) {
-      finish(call_.rows);
+    if (complete) {
       finished_panel_ = panel, finished_end_ = end, next_row_ = tile * rows_per_tile;
       end_row_ = std::min<int64_t>(next_row_ + row_tiles * rows_per_tile, call_.rows);
     }
@@ -137,7 +137,7 @@ class StreamedLinear {
   Steps steps_;
   const Rows rows_;
   const Output<P> output_;
-  int64_t finished_panel_ = 0, finished_end_ = 0, next_row_ = 0, end_row_ = 0;  // rows whose sums up to a k step are not yet outputs, or in totals
+  int64_t finished_panel_ = 0, finished_end_ = 0, next_row_ = 0, end_row_ = 0;  // rows whose sums, of a run that ended with that k step, wait for finish()
   alignas(64) std::byte sums_[2 * passes * sums_tile_bytes];
   alignas(64) std::byte totals_[P::Weights::has_units ? sizeof sums_ : 1];
 };

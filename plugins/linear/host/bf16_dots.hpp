@@ -45,7 +45,7 @@ void multiply_rows(const Call& call, const Pass<P, PairRows<P>>& pass, Tiles til
   pass.write(totals);
 }
 
-// spread_panel: room for the bf16 weights of a coded panel.
+// spread_panel: room for the bf16 weights of a coded panel; a lone pass, after which no other comes, takes a k step's of it.
 template <class P>
 void run_bf16_dots(const Call& call, std::byte* spread_panel, const float* bias) {
   using Rows = PairRows<P>;

@@ -1,11 +1,11 @@
-// Weights decoded to float32 and multiplied with fused multiply-adds: every format on AVX2, bf16 on AVX-512 without BF16.
+// Weights decoded to float32 and multiplied with fused multiply-adds: every format on AVX2, floats on AVX-512 without BF16.
 #pragma once
 #include "linear/host/rows.hpp"
 #include "linear/host/small_floats.hpp"
 
 namespace slipway::linear {
 
-// Calls use(k, column tile, weights of 16 columns) for every input k of a block; weights as float32, unscaled if integers.
+// Calls use(k, column tile, weights of 16 columns) for every input k of a block; weights as float32, in units of P's scale().
 template <class Use>
 void decode_block(Bf16, const std::byte* block, Use use) {
   for (int tile = 0; tile < 2; ++tile)

@@ -8,7 +8,7 @@ namespace slipway::linear {
 
 inline constexpr int tile_bytes = 1024;
 
-// Of the group that `quad` of a block begins. write() takes a quad of that group to its row, or two, of the first tile and of the second.
+// Of the group that holds `quad` of a block. write() takes a quad of that group to its row, or two, of the first tile and of the second.
 template <class Weights>
 class Quads;
 
@@ -61,12 +61,12 @@ class Quads<E2m1<group>> {
   f32x16 scale_[2];
 };
 
-// Spreads a k step of a panel to two B tiles in portions, and fetches what `ahead` says beside it. Integers behind the last block stay what they were:
-// their activations are zero.
+// Spreads a k step of a panel to two B tiles in portions, and fetches what `ahead` says beside it. Integers behind the last block are those of the
+// last again: their activations are zero.
 template <class P>
 class Spread {
   using Weights = typename P::Weights;
-  static constexpr int rows = Weights::integer ? 1 : 2;                                           // of a quad
+  static constexpr int rows = Weights::integer ? 1 : 2;  // of a quad
   static constexpr int block_quads = Weights::block_k / 4, group_quads = Weights::group_quads;
 
  public:

@@ -43,7 +43,8 @@ inline Words smaller(Words a, Words b) {
 #endif
 }
 
-// e4m3 in bits [shift, shift + 8): as a normal number, or, an exponent more less what its one would be, as a subnormal one; the smaller is meant.
+// e4m3 in bits [shift, shift + 8): the smaller of what the bits are as a normal number and as a subnormal one, which is a normal number of the
+// exponent above without its leading one.
 inline constexpr uint32_t e4m3_rebias = 120u << 23, e4m3_one_more = 121u << 23;
 inline f32x16 e4m3(Words words, int shift) {
   const Words code = words >> shift, bits = (code & 0x7f) << 20;
@@ -76,6 +77,10 @@ inline f32x16 e2m1(Words words, int shift) {
 // normal; no zero: codes of such groups are. Of mxfp4: e8m0, but 2^-127 counts as 0.
 inline f32x16 scale_of(Nvfp4, const std::byte* at) { return as_floats((load_bytes(at) << 20) + (117u << 23)); }
 inline f32x16 scale_of(Mxfp4, const std::byte* at) { return as_floats(load_bytes(at) << 23); }
+static_assert(codes::all(256, [](uint32_t code) {
+  return codes::from_bits((code << 20) + (117u << 23)) == codes::power_of_two(static_cast<int>(code / 8) - 10) * (1 + static_cast<float>(code % 8) / 8);
+}));
+static_assert(codes::all(255, [](uint32_t code) { return !code || codes::from_bits(code << 23) == codes::e8m0(code); }));
 
 #if defined(__AVX512VBMI__)
 
@@ -103,9 +108,9 @@ inline QuadPairs e4m3_pairs(const std::byte* quad) {
   }();
   const __m512i codes = _mm512_permutexvar_epi8(_mm512_load_si512(order.data()), _mm512_load_si512(quad));
   const auto looked_up = [&](const auto& table) { return _mm512_permutex2var_epi8(_mm512_load_si512(table.data()), codes, _mm512_load_si512(table.data() + 64)); };
-  constexpr int second_or_masked_third = 0xec;  // bits of the second operand, or of the first where the third has ones
+  constexpr int with_masked_first = 0xec;  // the second operand's bits, and the first's where the third has ones
   const __m512i low = looked_up(bytes[0]);
-  const __m512i high = _mm512_ternarylogic_epi32(codes, looked_up(bytes[1]), _mm512_set1_epi8(static_cast<char>(0x80)), second_or_masked_third);
+  const __m512i high = _mm512_ternarylogic_epi32(codes, looked_up(bytes[1]), _mm512_set1_epi8(static_cast<char>(0x80)), with_masked_first);
   return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 }
 
