@@ -70,28 +70,30 @@ class Call(ctypes.Structure):
 
 
 def compile_kernel(source: str, target: Target) -> ctypes.CDLL:
-    """A shared object of `source` and the driver; compiled once for the same source, headers, flags and compiler."""
+    """A shared object of `source` and the driver; each compiled once for the same source, headers, flags and compiler."""
     emulated = target == AMX and IS_EMULATED
     isa_flags = [*CPU_ISAS["avx512_bf16"][1], "-include", str(EMULATED_AMX)] if emulated else CPU_ISAS[target.isa][1]
-    flags = [*COMMON_FLAGS, "-shared", "-pthread", "-Wall", "-Wextra", *isa_flags]
-    headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER, EMULATED_AMX]))
-    digest = hashlib.sha256("\0".join([*env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
-    library = CACHE / f"{digest.hexdigest()[:24]}.so"
-    if not library.exists():
-        CACHE.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            unit = pathlib.Path(folder, "kernel.cpp")
-            unit.write_text(f'{source}\n#include "{DRIVER}"\n')
-            includes = ["-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
-            made = subprocess.run(
-                [*env.cxx(), *flags, *includes, str(unit), "-o", f"{folder}/kernel.so"], capture_output=True, text=True
-            )
-            assert made.returncode == 0, made.stderr
-            os.replace(f"{folder}/kernel.so", library)
-    lib = ctypes.CDLL(str(library))
+    flags = [*COMMON_FLAGS, "-pthread", *isa_flags, "-I", str(PLUGINS / "include"), "-I", str(PLUGINS)]
+    driver = _compiled(DRIVER.read_text(), [*flags, "-c"], "o")
+    lib = ctypes.CDLL(str(_compiled(source, [*flags, "-shared", str(driver)], "so")))
     lib.driver_read.restype = ctypes.c_double
     lib.driver_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     return lib
+
+
+def _compiled(source: str, flags: list[str], suffix: str) -> pathlib.Path:
+    headers = sorted(itertools.chain(PLUGINS.rglob("*.hpp"), [DRIVER, EMULATED_AMX]))
+    digest = hashlib.sha256("\0".join([*env.cxx(), *flags, source, *(h.read_text() for h in headers)]).encode())
+    compiled = CACHE / f"{digest.hexdigest()[:24]}.{suffix}"
+    if not compiled.exists():
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            unit, out = pathlib.Path(folder, "source.cpp"), f"{folder}/compiled"
+            unit.write_text(source)
+            made = subprocess.run([*env.cxx(), str(unit), *flags, "-o", out], capture_output=True, text=True)
+            assert made.returncode == 0, made.stderr
+            os.replace(out, compiled)
+    return compiled
 
 
 def guarded(size: int, fill: int = POISON, alignment: int = LINE) -> np.ndarray:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_harness import HOST_TARGETS, RUNNABLE_TARGETS, compile_kernel, run_kernel
+from kernel_harness import HOST_TARGETS, RUNNABLE_TARGETS, run_kernel
 from nodes import BF16 as BF16_STORAGE
-from nodes import F32, call_node
+from nodes import F32, call_node, compile_together
 
 from slipway.compiler.target import CPU_ISAS
 from slipway.plugins.gated_activation.plugin import ACTIVATIONS
@@ -103,16 +103,22 @@ EVERY_NUMBER = [EveryNumber(fmt, 17, count, rows=count) for fmt in (FP8, FP8_BLO
 
 
 @functools.cache
+def kernels(target):
+    """The kernel of each case, and one library of them all."""
+    found = {case: PLUGIN.lower(case.node, target) for case in [*CASES, *EVERY_NUMBER, *LONG_CASES]}
+    return found, compile_together(found.values(), target)
+
+
+@functools.cache
 def compiled(case, target):
-    kernel = PLUGIN.lower(case.node, target)
-    return kernel, compile_kernel(kernel.source, target), [w.pack(*(n.meta["val"] for n in w.nodes)) for w in kernel.weights]
+    found, library = kernels(target)
+    return found[case], library, [w.pack(*(n.meta["val"] for n in w.nodes)) for w in found[case].weights]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_parallel():
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS for c in CASES + EVERY_NUMBER]))
-        list(pool.map(lambda pair: compiled(*pair), [(c, t) for t in RUNNABLE_TARGETS[1:] for c in LONG_CASES]))
+        list(pool.map(kernels, RUNNABLE_TARGETS[::-1]))  # the longest first
 
 
 def multiplied(x, fmt, target):

@@ -1,4 +1,5 @@
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,6 +42,12 @@ def kernels(target):
     found = {name: Sequences(shape, [1]).step([(0, 0, 1)]).lower(target) for name, shape in SHAPES.items()}
     found |= {f"{name}, only wanted": Sequences(SHAPES[name], [1]).step([(0, 0, 1)], [0]).lower(target) for name in WANTED}
     return found, compile_together(found.values(), target)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_parallel():
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kernels, RUNNABLE_TARGETS[::-1]))  # the longest first
 
 
 def runner(target, name):
