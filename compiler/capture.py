@@ -168,14 +168,21 @@ class _Leaves:
             graph.weights[name] = WeightInfo(tuple(self.state[name].shape), self.state[name].dtype)
         else:
             graph.weights[stored] = self.checkpoint.info(stored)
-        return graph.attribute(stored or name)
+        node = graph.attribute(stored or name)
+        order = self.checkpoint.order_of(stored) if stored else None
+        return self._in_order(graph, node, order) if order else node
+
+    def _in_order(self, graph: Graph, weight: Node, order: str) -> Node:
+        """The weight as the model has it, from one whose inputs are stored in another order."""
+        graph.weights[order] = self.checkpoint.info(order)
+        return graph.call(torch.ops.aten.index_select.default, weight, 1, graph.call(torch.ops.aten.argsort.default, graph.attribute(order)))
 
     def _stored(self, name: str) -> str | None:
         """The checkpoint's name for a weight."""
         tensor = self.state.get(name)
         stored = next((self.names.stored[n] for n, t in self.state.items() if t is tensor and n in self.names.stored), None)
         if stored and self.checkpoint.info(stored).shape != tensor.shape:
-            where, found = f"{self.checkpoint.file_of(stored)}: {stored}", list(self.checkpoint.info(stored).shape)
+            where, found = f"{self.checkpoint.files_of(stored)[0]}: {stored}", list(self.checkpoint.info(stored).shape)
             raise UserError(where, f"shape {found}", f"{list(tensor.shape)} by config.json")
         return stored
 

@@ -15,6 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from slipway.compiler.errors import UserError
 from slipway.compiler.graph import WeightInfo
+from slipway.compiler.int4_linears import Int4Linears
+from slipway.quantization import published
+from slipway.quantization.published import Published
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -26,7 +29,8 @@ TOKENIZER_FILES = (
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Tensors by name. A tensor is a view of the mapped file: reading one touches its pages and no others.
+    """Tensors by name. A tensor is a view of the mapped file: reading one touches its pages and no others. What AutoAWQ or GPTQ made of a linear's
+    weight is one tensor, a StoredInt4, by the weight's name, its inputs in the order of its groups (`order_of`).
 
     Raises UserError for a directory that is not a checkpoint this version can take.
     """
@@ -35,34 +39,55 @@ class Checkpoint(Mapping[str, Tensor]):
         self.directory = pathlib.Path(directory)
         if not self.directory.is_dir():
             raise UserError(str(directory), "no such directory", "a Hugging Face checkpoint")
-        self.config = _read_config(self.directory)
+        self.config, quantization = _read_config(self.directory)
         self._shards = {path: _open(path) for path in _shard_paths(self.directory)}
         self._places = {name: path for path, shard in self._shards.items() for name in shard.keys()}
         self._check_index()
+        self._int4 = Int4Linears.find(quantization, self._places, self._where, self._shape, self._read) if quantization else None
+        self._names = dict.fromkeys(self._places)
+        if self._int4:
+            self._names = dict.fromkeys(sorted({*self._places, *self._int4.weights} - self._int4.parts()))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._shards[self._place(name)].get_tensor(name)
+        if self._int4 and name in self._int4.orders:
+            return self._int4.orders[name]
+        return self._int4.read(name, self._read) if self._int4 and name in self._int4.weights else self._read(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names)
 
     def info(self, name: str) -> WeightInfo:
         """Shape and stored type, without reading the tensor."""
-        path = self._place(name)
-        tensor = self._shards[path].get_slice(name)
-        if tensor.get_dtype() not in DTYPES:
-            raise UserError(f"{path}: {name}", f"type {tensor.get_dtype()}", ", ".join(DTYPES))
-        return WeightInfo(tuple(tensor.get_shape()), DTYPES[tensor.get_dtype()])
+        if self._int4 and name in self._int4.orders:
+            return WeightInfo(tuple(self._int4.orders[name].shape), torch.int64)
+        if self._int4 and name in self._int4.weights:
+            return self._int4.weights[name].info
+        shape, dtype = self._shape(name)
+        if dtype not in DTYPES:
+            raise UserError(self._where(name), f"type {dtype}", ", ".join(DTYPES))
+        return WeightInfo(shape, DTYPES[dtype])
 
-    def file_of(self, name: str) -> pathlib.Path:
-        """The file that holds the tensor."""
-        return self._place(name)
+    @property
+    def is_quantized(self) -> bool:
+        return self._int4 is not None
+
+    def order_of(self, name: str) -> str | None:
+        """The name of a tensor, i64 [K]: which inputs the columns of a weight are, group by group. None: they are the model's."""
+        return self._int4.weights[name].order if self._int4 and name in self._int4.weights else None
+
+    def files_of(self, name: str) -> list[pathlib.Path]:
+        """The files that hold the tensor: several only if it is published in parts."""
+        if self._int4 and name in self._int4.orders:
+            name = name.removesuffix(".order") + ".weight"
+        if self._int4 and name in self._int4.weights:
+            return sorted({self._place(part) for part in self._int4.weights[name].parts.values()})
+        return [self._place(name)]
 
     def files(self) -> list[pathlib.Path]:
         """Every file a build depends on: config and tensors."""
@@ -90,6 +115,17 @@ class Checkpoint(Mapping[str, Tensor]):
             raise UserError(str(self.directory), f"no tensor {name}", "every weight that config.json's model has")
         return self._places[name]
 
+    def _read(self, name: str) -> Tensor:
+        return self._shards[self._place(name)].get_tensor(name)
+
+    def _shape(self, name: str) -> tuple[tuple[int, ...], str]:
+        """And the stored type, as safetensors calls it."""
+        tensor = self._shards[self._place(name)].get_slice(name)
+        return tuple(tensor.get_shape()), tensor.get_dtype()
+
+    def _where(self, name: str) -> str:
+        return f"{self._places.get(name, self.directory)}: {name}" if name else str(self.directory)
+
     def _check_index(self) -> None:
         index = self.directory / INDEX
         if not index.exists():
@@ -110,15 +146,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return data
 
 
-def _read_config(directory: pathlib.Path) -> PreTrainedConfig:
+def _read_config(directory: pathlib.Path) -> tuple[PreTrainedConfig, Published | None]:
+    """The config, and how the linears are stored if they are quantized."""
     path = directory / "config.json"
     if not path.exists():
         raise UserError(str(directory), "no config.json", "a Hugging Face checkpoint")
     data = read_json(path)
-    if (quantization := data.get("quantization_config")) is not None:
-        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else repr(quantization)
-        raise UserError(f"{path}: quantization_config", f"already quantized ({method})", "bf16, fp16 or fp32 weights",
-                        "this version quantizes by itself: take the checkpoint this one was made from")  # fmt: skip
+    stated = data.get("quantization_config")
+    quantization = None if stated is None else published.parse(f"{path}: quantization_config", stated)
     model_type, architectures = data.get("model_type"), data.get("architectures") or []
     if not isinstance(model_type, str | None) or not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
         raise UserError(f"{path}: model_type, architectures", f"{model_type!r}, {architectures!r}", "a name, and a list of names")
@@ -126,7 +161,10 @@ def _read_config(directory: pathlib.Path) -> PreTrainedConfig:
     if known is None or architectures and known not in architectures:
         raise UserError(f"{path}: architectures", ", ".join(architectures) or f"model_type {model_type!r}",
                         "a causal language model that transformers knows")  # fmt: skip
-    return _parse_config(path, directory)
+    config = _parse_config(path, directory)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the model is built, and the reference loaded, with plain linears
+    return config, quantization
 
 
 def _parse_config(path: pathlib.Path, directory: pathlib.Path) -> PreTrainedConfig:

@@ -17,16 +17,18 @@ from torch.fx.node import map_arg
 
 from slipway.compiler import graph_text, ops
 from slipway.compiler.errors import InternalError
+from slipway.quantization.formats import WeightFormat
 
 NAMESPACES = ("aten", "slipway")
 
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """Shape and stored type of a checkpoint tensor."""
+    """Shape and stored type of a checkpoint tensor. codes: the format of those it is stored as, None: it is stored as numbers."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    codes: WeightFormat | None = None
 
 
 class Graph:

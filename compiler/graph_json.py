@@ -15,22 +15,32 @@ from slipway.compiler import ops
 from slipway.compiler.errors import InternalError
 from slipway.compiler.graph import Graph, WeightInfo
 from slipway.compiler.graph_text import dtype_text
+from slipway.quantization.formats import WeightFormat
 
 
 def dumps(graph: Graph) -> str:
-    weights = {name: [list(info.shape), dtype_text(info.dtype)] for name, info in graph.weights.items()}
+    weights = {name: _weight(info) for name, info in graph.weights.items()}
     constants = {name: _constant(tensor) for name, tensor in graph.constants.items()}
     return json.dumps({"weights": weights, "constants": constants, "nodes": [_entry(n) for n in graph.nodes]}, indent=1)
 
 
 def loads(text: str) -> Graph:
     data = json.loads(text)
-    weights = {name: WeightInfo(tuple(shape), _dtype(dtype)) for name, (shape, dtype) in data["weights"].items()}
+    weights = {name: _weight_from(*entry) for name, entry in data["weights"].items()}
     graph = Graph(weights, {name: _constant_from(entry) for name, entry in data["constants"].items()})
     nodes: dict[str, Node] = {}
     for entry in data["nodes"]:
         nodes[entry["name"]] = _add(graph, entry, nodes)
     return graph
+
+
+def _weight(info: WeightInfo) -> list[Any]:
+    codes = [info.codes.group_size, info.codes.zero_point] if info.codes else []
+    return [list(info.shape), dtype_text(info.dtype), *codes]
+
+
+def _weight_from(shape: list[int], dtype: str, group_size: int | None = None, zero_point: bool = False) -> WeightInfo:
+    return WeightInfo(tuple(shape), _dtype(dtype), WeightFormat("int4", 4, group_size, zero_point) if group_size else None)
 
 
 def _entry(node: Node) -> dict[str, Any]:

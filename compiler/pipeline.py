@@ -28,7 +28,7 @@ from slipway.compiler.layout import lay_out
 from slipway.compiler.machine import host_isa, host_isas, measure_limits, missing_flags
 from slipway.compiler.ops import is_op
 from slipway.compiler.plan import PlannedGraph, plan_graph
-from slipway.compiler.precision import check_overrides, settle_gate
+from slipway.compiler.precision import check_codes, check_overrides, settle_gate
 from slipway.compiler.progress import Progress
 from slipway.compiler.report import BuildReport, Memory, Prediction
 from slipway.compiler.segments import compile_segments
@@ -138,6 +138,7 @@ def _plan(job: Build) -> PlannedGraph:
     graph = _captured(job)
     with job.progress.stage("plan"):
         check_overrides(job.recipe, choose_formats(graph, job.recipe))
+        check_codes(job.recipe, graph)
         graph = run_passes(graph, passes_for(gpu=job.target.gpu is not None))
         choose_formats(graph, job.recipe)
         planned = plan_graph(graph, job.target)
@@ -172,7 +173,7 @@ def check_gpu_plan(recipe: Recipe, planned: PlannedGraph, gpu: Gpu) -> None:
 def _captured(job: Build) -> Graph:
     parts = {
         "config": digest(job.checkpoint.config.to_json_string()),
-        "tensors": digest(str([(name, job.checkpoint.info(name)) for name in sorted(job.checkpoint)])),
+        "tensors": digest(str([(name, job.checkpoint.info(name), job.checkpoint.order_of(name)) for name in sorted(job.checkpoint)])),
         "max_sequence_length": str(job.limits.max_sequence_length),
         "slipway": source_digest("compiler", "plugins"),
         "torch": torch.__version__,
@@ -211,7 +212,7 @@ def _modules(node: torch.fx.Node, weight: torch.fx.Node) -> set[str]:
     """Module paths of the linears behind a weight; a tied LM head goes by the node's own path."""
     if str(node.meta.get("path", "")).endswith("lm_head"):
         return {"lm_head"}
-    return {name.removesuffix(".weight") for name in leaf_names(weight)}
+    return {name.removesuffix(".weight") for name in leaf_names(weight) if not name.endswith(".order")}
 
 
 def num_blocks_of(job: Build) -> int:

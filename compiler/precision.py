@@ -6,7 +6,8 @@ import fnmatch
 import re
 
 from slipway.compiler.graph import Graph
-from slipway.quantization.formats import KV_FP8
+from slipway.compiler.weights import leaf_names
+from slipway.quantization.formats import INT4_GROUPS, KV_FP8
 from slipway.recipes.problems import UserErrors, did_you_mean
 from slipway.recipes.schema import ACTIVATIONS_KL_LIMITS, KL_LIMITS, Recipe
 
@@ -20,6 +21,20 @@ def check_overrides(recipe: Recipe, modules: set[str]) -> None:
         for number, override in enumerate(recipe.precision.overrides)
         if not fnmatch.filter(modules, override.match)
     ])  # fmt: skip
+
+
+def check_codes(recipe: Recipe, graph: Graph) -> None:
+    """Raises UserError for a linear that the checkpoint stores as int4 and the recipe in a format of four bits that does not hold its codes: they would
+    be rounded twice. Wider formats take what the codes stand for.
+    """
+    for node in graph.nodes:
+        wanted = node.meta.get("weight_format")
+        for name in leaf_names(node.args[1]) if wanted else ():
+            stored = graph.weights[name].codes if name in graph.weights else None
+            if stored and wanted.bits <= stored.bits and not wanted.holds(stored):
+                smallest = next(size for size in INT4_GROUPS[::-1] if stored.group_size % size == 0)
+                raise recipe.error(("precision",), f"the checkpoint stores {name} as {stored}, and the recipe as {wanted}",
+                                   "the same codes, or more bits", f"weights: int4, group_size: {smallest}, zero_point: {str(stored.zero_point).lower()}")  # fmt: skip
 
 
 def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:

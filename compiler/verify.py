@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from slipway.compiler.cache import StageCache, digest
@@ -29,6 +29,7 @@ from slipway.compiler.machine import processor
 from slipway.compiler.quantities import bytes_text
 from slipway.compiler.target import GPUS
 from slipway.compiler.version import runtime_digest, source_digest
+from slipway.quantization.stored import StoredInt4
 from slipway.recipes.schema import Recipe
 from slipway.runtime import gpu
 from slipway.runtime.machine import available_bytes, usable_cores
@@ -132,8 +133,24 @@ def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray, 
 @torch.no_grad()
 def _reference_logits(checkpoint: Checkpoint, windows: np.ndarray) -> torch.Tensor:
     with _without_bars():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True).eval()
+        model = (_from_codes(checkpoint) if checkpoint.is_quantized else AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True)).eval()
     return torch.cat([model(torch.from_numpy(window[None].astype(np.int64)), use_cache=False).logits for window in windows])
+
+
+def _from_codes(checkpoint: Checkpoint) -> PreTrainedModel:
+    """transformers' model of plain linears, with the weights that the checkpoint's codes stand for."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
+    return kind.from_pretrained(None, config=checkpoint.config, state_dict=plain_weights(checkpoint), dtype=torch.float32, attn_implementation="sdpa")
+
+
+def plain_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All tensors by name, those stored as codes in float32, as the model has them."""
+    tensors = {}
+    for name, tensor in checkpoint.items():
+        order = checkpoint.order_of(name)
+        plain = tensor.decoded() if isinstance(tensor, StoredInt4) else tensor
+        tensors[name] = plain[:, checkpoint[order].argsort()] if order else plain
+    return tensors
 
 
 @contextlib.contextmanager

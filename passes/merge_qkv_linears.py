@@ -15,6 +15,7 @@ from torch.fx import Node
 from slipway.compiler.graph import Graph
 from slipway.compiler.ops import Value, arguments, is_op, op
 from slipway.passes.rewrite import Report, Site
+from slipway.quantization.formats import WeightFormat
 
 
 class MergeQkvLinears:
@@ -40,7 +41,13 @@ def _unless(graph: Graph, linears: list[Node]) -> str | None:
         return "some have a bias and some have none"
     if any(node.meta.get("weight_format") != linears[0].meta.get("weight_format") for node in linears):
         return "their weight formats differ"
+    if len({_codes(graph, arguments(node)["weight"]) for node in linears}) > 1:
+        return "the checkpoint stores their weights in different formats"
     return None
+
+
+def _codes(graph: Graph, weight: Node) -> WeightFormat | None:
+    return graph.weights[weight.target].codes if weight.op == "get_attr" and weight.target in graph.weights else None
 
 
 def _merge(graph: Graph, linears: list[Node]) -> None:

@@ -24,6 +24,7 @@ from slipway.passes.fuse_qk_norm import FuseQkNorm
 from slipway.passes.fuse_rotary import FuseRotary
 from slipway.passes.gather_logit_rows import GatherLogitRows
 from slipway.passes.merge_qkv_linears import MergeQkvLinears
+from slipway.passes.order_columns import OrderColumns
 from slipway.passes.rewrite import Report
 
 
@@ -43,6 +44,7 @@ PASSES: tuple[Pass, ...] = (
     FuseRotary(),
     FuseQkNorm(),
     # linears
+    OrderColumns(),
     *FUSE_GATED_LINEAR,
     MergeQkvLinears(),
     *FUSE_GATED_ACTIVATION,

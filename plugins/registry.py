@@ -12,6 +12,7 @@ from slipway.compiler.target import Target
 from slipway.plugins.draw_tokens import plugin as draw_tokens
 from slipway.plugins.embedding import plugin as embedding
 from slipway.plugins.gated_activation import plugin as gated_activation
+from slipway.plugins.gather_columns import plugin as gather_columns
 from slipway.plugins.gather_rows import plugin as gather_rows
 from slipway.plugins.linear import plugin as linear
 from slipway.plugins.paged_attention import plugin as paged_attention
@@ -25,6 +26,7 @@ PLUGINS: tuple[Plugin, ...] = (
     rms_norm.PLUGIN,
     paged_attention.PLUGIN,
     gather_rows.PLUGIN,
+    gather_columns.PLUGIN,
     draw_tokens.PLUGIN,
 )
 OWNERS = {op: plugin for plugin in PLUGINS for op in plugin.ops}

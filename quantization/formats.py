@@ -10,10 +10,12 @@ from torch import Tensor
 
 from slipway.compiler.errors import UserError
 from slipway.quantization import floats
+from slipway.quantization.stored import MIDDLE, StoredInt4
 
 CHUNK_ELEMENTS = 1 << 18  # of W at a time: the working set of the search for scales stays in a core's L2
 CLIP_RATIOS = (1.0, 0.96, 0.92, 0.87, 0.82, 0.76)
 RUNG = 128  # multipliers count int8 steps a code in parts of this
+MULTIPLIER_BITS = 15  # and a sign
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class WeightFormat:
         """With multipliers and zero points (8 bits); a scale an output is not counted."""
         return self.bits + (self.multiplier_bits + 8 * self.zero_point) / self.group_size if self.group_size else self.bits
 
+    def holds(self, stored: WeightFormat) -> bool:
+        """Whether int4 weights of the other format keep their codes in this one."""
+        return self.name == stored.name == "int4" and stored.group_size % self.group_size == 0 and (self.zero_point or not stored.zero_point)
+
     def groups(self, columns: int) -> int:
         """Groups in a row of K = `columns` weights; the last may be short."""
         return -(-columns // self.group_size) if self.group_size else 1
@@ -56,7 +62,8 @@ class Quantized:
 
     halves rounded up: a group's codes are the rungs of a ladder of int8 values, so that an int4 linear is computed as an int8 one
     and is as exact. Rungs are at most 127 from 0 and at most one from where a real m would have them. A GPU multiplies floats, and
-    rounds to no rung: W[n, k] = (codes[n, k] - zero) * m / 128 * scales[n].
+    rounds to no rung: W[n, k] = (codes[n, k] - zero) * m / 128 * scales[n], where m has 15 bits and scales[n] is a power of two, so that steps
+    of a float16 are held exactly from 1/16 of the output's largest on.
 
     fp8: W[n, k] = e4m3(codes[n, k]) * scales[n]. fp8_block: e4m3(codes[n, k]) * m, of 128 outputs and 128 inputs; scales are 1.
     nvfp4, mxfp4: W[n, k] = e2m1(codes[n, k]) * m * scales[n], m the group's e4m3 or e8m0.
@@ -122,11 +129,16 @@ def parse(name: str, group_size: int | None = None, zero_point: bool = False) ->
     return wanted
 
 
-def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
-    """W[N, K], any float type, to the nearest codes; int4 groups have the scales of least squared error among a few.
+def quantize(weight: Tensor, fmt: WeightFormat, rungs: bool = True) -> Quantized:
+    """W[N, K], any float type, to the nearest codes; int4 groups have the scales of least squared error among a few. Codes of a StoredInt4 stay as
+    they are in int4. rungs: int4 as a CPU has it.
 
-    Raises UserError if a weight is NaN, infinite or too large.
+    Raises UserError if a weight is NaN, infinite or too large, and for a StoredInt4 whose codes an int4 format does not hold.
     """
+    if isinstance(weight, StoredInt4):
+        if fmt.name == "int4":
+            return _as_stored(weight, fmt, rungs)
+        weight = weight.decoded()
     n, k = weight.shape
     grouped = fmt.group_size is not None
     codes, scales = torch.empty(n, k, dtype=torch.uint8), torch.empty(n)
@@ -134,7 +146,7 @@ def quantize(weight: Tensor, fmt: WeightFormat) -> Quantized:
     zeros = torch.empty(n, fmt.groups(k), dtype=torch.uint8) if fmt.zero_point else None
     for rows, values in _row_chunks(weight, BLOCK_ROWS if fmt == FP8_BLOCK else 1):
         groups = _grouped(values, fmt)
-        scale, multiplier, zero, code = _encode(groups, fmt)
+        scale, multiplier, zero, code = _encode(groups, fmt, rungs)
         if not scale.isfinite().all():
             bad = rows.start + int((~scale.isfinite()).nonzero()[0])
             raise UserError(f"weight of shape {n} x {k}", f"row {bad} holds NaN, infinity or a value too large for {fmt}")
@@ -163,7 +175,7 @@ def dequantize(quantized: Quantized, rungs: bool = True) -> Tensor:
     weight = torch.empty(n, k)
     for rows, codes in _row_chunks(quantized.codes):
         multiplier = quantized.multipliers[rows, :, None]
-        zero = 8 if quantized.zeros is None else quantized.zeros[rows, :, None]
+        zero = MIDDLE if quantized.zeros is None else quantized.zeros[rows, :, None]
         grouped = _grouped(codes, fmt)
         steps = _rung(grouped, multiplier) - _rung(zero, multiplier) if rungs else (grouped - zero) * (multiplier / RUNG)
         weight[rows] = (steps * quantized.scales[rows, None, None]).flatten(1)[:, :k]
@@ -172,7 +184,21 @@ def dequantize(quantized: Quantized, rungs: bool = True) -> Tensor:
 
 def round_trip(weight: Tensor, fmt: WeightFormat, rungs: bool = True) -> Tensor:
     """float32 W[N, K] as the format holds it: what a linear of that format multiplies with."""
-    return weight.bfloat16().float() if fmt == BF16 else dequantize(quantize(weight, fmt), rungs)
+    return weight.bfloat16().float() if fmt == BF16 else dequantize(quantize(weight, fmt, rungs), rungs)
+
+
+def _as_stored(weight: StoredInt4, fmt: WeightFormat, rungs: bool) -> Quantized:
+    """A group becomes several where those of `fmt` are smaller."""
+    n, k = weight.shape
+    stored = WeightFormat("int4", 4, weight.group_size, bool((weight.zeros != MIDDLE).any()))
+    if not fmt.holds(stored):
+        raise UserError(f"weight of shape {n} x {k}", f"stored as {stored}", f"a format that holds its codes, not {fmt}")
+    if not weight.steps.isfinite().all():
+        bad = int((~weight.steps.isfinite()).any(1).nonzero()[0])
+        raise UserError(f"weight of shape {n} x {k}", f"row {bad} has a scale that is NaN or infinite")
+    steps, zeros = (g.repeat_interleave(stored.group_size // fmt.group_size, 1)[:, : fmt.groups(k)] for g in (weight.steps, weight.zeros))
+    scales, multipliers = _multipliers(steps, zeros, rungs)
+    return Quantized(fmt, weight.codes, scales, multipliers.to(torch.int16), zeros.contiguous() if fmt.zero_point else None)
 
 
 def _row_chunks(matrix: Tensor, together: int = 1) -> Iterator[tuple[slice, Tensor]]:
@@ -203,9 +229,9 @@ def _rung(code: Tensor | int, multiplier: Tensor) -> Tensor:
 Encoded = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
 
 
-def _encode(groups: Tensor, fmt: WeightFormat) -> Encoded:
+def _encode(groups: Tensor, fmt: WeightFormat, rungs: bool) -> Encoded:
     if fmt.name == "int4":
-        return _encode_int4(groups, fmt.zero_point)
+        return _encode_int4(groups, fmt.zero_point, rungs)
     if fmt == INT8:
         return _encode_int8(groups)
     if fmt == FP8:
@@ -223,7 +249,7 @@ def _encode_int8(groups: Tensor) -> Encoded:
     return scale, None, None, (groups * _inverse(scale)[:, None]).round_().add_(128)
 
 
-def _encode_int4(groups: Tensor, zero_point: bool) -> Encoded:
+def _encode_int4(groups: Tensor, zero_point: bool, rungs: bool) -> Encoded:
     """Without a zero point codes are -8 .. 7, and the scale's sign is such that the group's largest weight takes the longer side."""
     low, high = groups.aminmax(dim=-1)
     if zero_point:
@@ -231,12 +257,21 @@ def _encode_int4(groups: Tensor, zero_point: bool) -> Encoded:
         step = _least_error(groups, (high - low) / 15, lambda step: _zero_point(low, step))
         zero = _zero_point(low, step)
     else:
-        zero = torch.full_like(low, 8)
+        zero = torch.full_like(low, MIDDLE)
         step = _least_error(groups, torch.where(-low > high, low, high) / -8, lambda step: zero)
-    int8_steps = (127 / torch.maximum(zero, 15 - zero)).floor()  # that a code may be: its group's rungs stay within 127
-    scale = (step.abs() / int8_steps).amax(-1)
-    multiplier = (step * _inverse(scale) * RUNG).round_()
+    scale, multiplier = _multipliers(step, zero, rungs)
     return scale, multiplier, zero, _codes(groups, multiplier * (scale / RUNG)[:, None], zero)
+
+
+def _multipliers(step: Tensor, zero: Tensor, rungs: bool) -> tuple[Tensor, Tensor]:
+    """Scales of outputs and multipliers of groups whose codes are `step` apart."""
+    if rungs:
+        int8_steps = (127 / torch.maximum(zero, 15 - zero)).floor()  # that a code may be: its group's rungs stay within 127
+        scale = (step.abs() / int8_steps).amax(-1)
+        return scale, (step * _inverse(scale) * RUNG).round_()
+    largest, most = step.abs().amax(-1), 2**MULTIPLIER_BITS
+    scale = torch.where(largest.isfinite(), torch.exp2(torch.frexp(largest).exponent.float()) * (RUNG / most), torch.nan)
+    return scale, (step / scale[:, None] * RUNG).round_().clamp_(1 - most, most - 1)
 
 
 def _zero_point(low: Tensor, step: Tensor) -> Tensor:

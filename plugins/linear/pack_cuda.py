@@ -60,7 +60,7 @@ class Tiles:
         """What each array holds of some whole tiles of one weight."""
         if self.fmt == BF16:
             return [_whole_chunks(rows.bfloat16(), 0)]
-        quantized = quantize(rows, self.fmt)
+        quantized = quantize(rows, self.fmt, rungs=False)
         if self.fmt.group_size is None:
             return [_bytes(_whole_chunks(quantized.codes, 128 if self.fmt == INT8 else 0)), quantized.scales]
         if self.fmt == FP8_BLOCK:

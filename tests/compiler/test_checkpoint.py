@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from published import Layout, publish
+from safetensors.torch import load_file, save_file
 from slipway.compiler.checkpoint import INDEX, Checkpoint
 from slipway.compiler.errors import UserError
 from slipway.compiler.graph import WeightInfo
+from slipway.compiler.verify import plain_weights
+from slipway.quantization.formats import WeightFormat
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_shards(directory):
     checkpoint = Checkpoint(directory)
     assert all(torch.equal(checkpoint[name], tensor) for name, tensor in whole.items())
     assert [path.name for path in checkpoint.files()] == ["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"]
-    assert checkpoint.file_of(min(whole)).name == "model-1-of-2.safetensors"
+    assert [path.name for path in checkpoint.files_of(min(whole))] == ["model-1-of-2.safetensors"]
 
 
 def test_tensors_are_mapped_not_copied(directory):
@@ -106,8 +109,8 @@ def test_config_refused_by_transformers(directory):
 
 
 def test_already_quantized(directory):
-    change_config(directory, quantization_config={"quant_method": "gptq"})
-    assert error(directory).startswith("MODEL/config.json: quantization_config: already quantized (gptq); expected bf16")
+    change_config(directory, quantization_config={"quant_method": "compressed-tensors"})
+    assert error(directory).startswith("MODEL/config.json: quantization_config: already quantized (compressed-tensors); expected bf16")
 
 
 def test_no_safetensors(directory):
@@ -152,3 +155,63 @@ def test_unsupported_type(directory):
     save_file({"a": torch.zeros(2, dtype=torch.int32)}, directory / "model.safetensors")
     with pytest.raises(UserError, match="model.safetensors: a: type I32; expected BF16, F16, F32"):
         Checkpoint(directory).info("a")
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def int4(tiny, tmp_path):
+    """int4(layout) -> a checkpoint so stored, and the weights it stands for."""
+
+    def make(layout):
+        return tmp_path / "int4", publish(tiny("llama").checkpoint.directory, tmp_path / "int4", layout)
+
+    return make
+
+
+@pytest.mark.parametrize("layout", [Layout("awq", 32), Layout("gptq", 32), Layout("gptq", 32, zero_point=False, act_order=True)], ids=str)
+def test_int4_linears_have_the_names_of_their_weights(tiny, int4, layout):
+    directory, held = int4(layout)
+    checkpoint, plain = Checkpoint(directory), tiny("llama").checkpoint
+    assert set(checkpoint) == set(plain) and checkpoint.is_quantized and not hasattr(checkpoint.config, "quantization_config")
+    assert checkpoint.info(f"{Q_PROJ}.weight") == WeightInfo((64, 64), torch.float16, WeightFormat("int4", 4, layout.group_size, layout.zero_point))
+    weights = plain_weights(checkpoint)
+    assert held and all(torch.equal(weights[name], tensor) for name, tensor in held.items())
+
+
+def test_those_who_read_the_same_activations_share_an_order(int4):
+    checkpoint = Checkpoint(int4(Layout("gptq", 32, act_order=True))[0])
+    orders = {part: checkpoint.order_of(f"model.layers.1.{part}.weight") for part in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj")}
+    assert orders["self_attn.q_proj"] == orders["self_attn.v_proj"] and len(set(orders.values())) == 3
+    assert checkpoint.info(orders["mlp.up_proj"]) == WeightInfo((64,), torch.int64)
+    assert checkpoint.order_of("model.norm.weight") is None
+
+
+def test_parts_of_an_int4_linear_in_several_files(int4):
+    directory, held = int4(Layout("awq", 32))
+    tensors = load_file(directory / "model.safetensors")
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".scales")}
+    parts = {"model-1-of-2.safetensors": {n: t for n, t in tensors.items() if n not in scales}, "model-2-of-2.safetensors": scales}
+    for file, part in parts.items():
+        save_file(part, directory / file)
+    (directory / INDEX).write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
+    (directory / "model.safetensors").unlink()
+    checkpoint = Checkpoint(directory)
+    assert torch.equal(checkpoint[f"{Q_PROJ}.weight"].decoded(), held[f"{Q_PROJ}.weight"])
+    assert [path.name for path in checkpoint.files_of(f"{Q_PROJ}.weight")] == list(parts)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda t: t.pop(f"{Q_PROJ}.scales"), f"{Q_PROJ}.scales: no such tensor; expected qweight, qzeros, scales of a linear that gptq stored"),
+    (lambda t: t.update({f"{Q_PROJ}.qzeros": t[f"{Q_PROJ}.qzeros"][:1]}), f"{Q_PROJ}.qzeros: shape [1, 8]; expected [2, 8] of gptq, 4 bits, groups of 32"),
+    (lambda t: t.update({f"{Q_PROJ}.qweight": t[f"{Q_PROJ}.qweight"].float()}), f"{Q_PROJ}.qweight: type F32; expected I32"),
+    (lambda t: t.update({f"{Q_PROJ}.g_idx": t[f"{Q_PROJ}.g_idx"] + 1}), f"{Q_PROJ}.g_idx: groups of different sizes, or that do not exist; expected 32"),
+    (lambda t: [t.pop(name) for name in list(t) if name.endswith(".qweight")], "no tensor whose name ends in .qweight; expected linears that gptq stored"),
+])  # fmt: skip
+def test_damaged_int4_linears(int4, damage, message):
+    directory, _ = int4(Layout("gptq", 32))
+    tensors = load_file(directory / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, directory / "model.safetensors")
+    assert message in error(directory)

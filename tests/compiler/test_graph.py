@@ -8,6 +8,7 @@ from slipway.compiler.graph import Graph, WeightInfo
 from slipway.compiler.graph_text import EXTENTS, extent_text
 from slipway.compiler.ops import Value, find, op
 from slipway.plugins import registry  # noqa: F401
+from slipway.quantization.formats import WeightFormat
 
 T, R, S = (EXTENTS[name] for name in "TRS")
 
@@ -15,7 +16,7 @@ T, R, S = (EXTENTS[name] for name in "TRS")
 @pytest.fixture
 def graph():
     """linear(x, cat(a, b)) + table, of which the table is a constant of the graph."""
-    graph = Graph({"a": WeightInfo((2, 4), torch.bfloat16), "b": WeightInfo((3, 4), torch.bfloat16)}, {"table": torch.arange(5.0)})
+    graph = Graph({"a": WeightInfo((2, 4), torch.bfloat16), "b": WeightInfo((3, 4), torch.float16, WeightFormat("int4", 4, 32, True))}, {"table": torch.arange(5.0)})
     x = Value(graph.input("x", (T, 4), torch.float32), graph)
     a, b, table = (Value(graph.attribute(name), graph) for name in ("a", "b", "table"))
     graph.output(op.add(op.linear(x, op.cat([a, b])), table).node)

@@ -4,7 +4,10 @@ import json
 
 import pytest
 from greedy import check_greedy, checkpoint_of, few_prompts, prompts_of, reference, reference_of
+from published import Layout, publish
+from slipway.compiler import pipeline
 from slipway.compiler.machine import host_isas
+from slipway.compiler.progress import Progress
 from slipway.recipes import catalog, schema
 from slipway.runtime.engine import Engine
 from slipway.runtime.manifest import Manifest
@@ -45,6 +48,15 @@ def test_small_floats_say_what_transformers_says_with_the_weights_they_hold(buil
     assert json.loads((directory / "verify.json").read_text())["kl"] < kl < schema.KL_LIMITS[weights]
     with Engine.load(directory) as engine:
         check_greedy(engine, few_prompts(model), *reference_of(model, schema.load(catalog.find(name), overrides).precision))
+
+
+@pytest.mark.parametrize("layout", [Layout("awq", 128), Layout("gptq", 64, zero_point=False, act_order=True)], ids=str)
+def test_published_int4_is_held_as_exactly_as_int8(model, tmp_path, layout):
+    publish(checkpoint_of(model), tmp_path / "checkpoint", layout)
+    overrides = (f"precision.group_size={layout.group_size}", f"precision.zero_point={str(layout.zero_point).lower()}", "precision.lm_head=bf16")
+    recipe = schema.load(catalog.find(f"{model}/cpu-int4"), overrides)
+    accuracy = pipeline.build(recipe, tmp_path / "checkpoint", tmp_path / "engine", Progress()).accuracy
+    assert accuracy.kl < KL_LIMITS["int8"] / 2 and accuracy.top1 > TOP1_LIMITS["int8"]
 
 
 def test_int4_costs_more_than_int8_and_int8_more_than_bf16(build, model):

@@ -14,10 +14,12 @@ import pytest
 import torch
 from greedy import as_held, check_greedy, checkpoint_of, few_prompts, prompts_of, reference_of
 from kernel_bench import target_here
+from published import Layout, publish
 from transformers import AutoModelForCausalLM
 
-from slipway.compiler import verify
+from slipway.compiler import pipeline, verify
 from slipway.compiler.checkpoint import Checkpoint
+from slipway.compiler.progress import Progress
 from slipway.compiler.target import GPUS
 from slipway.recipes import catalog, schema
 from slipway.runtime import gpu
@@ -69,6 +71,16 @@ def test_greedy_tokens_are_those_of_transformers_up_to_ties(build, monkeypatch, 
     assert json.loads((directory / "verify.json").read_text())["tokens"] >= 512
     with Engine.load(directory) as engine:
         check_greedy(engine, few_prompts(model), *reference_of(model, schema.load(catalog.find(name), overrides).precision))
+
+
+@pytest.mark.parametrize("layout", [Layout("awq", 64), Layout("gptq", 128, act_order=True)], ids=str)
+def test_published_int4_is_held_exactly(monkeypatch, tmp_path, layout):
+    """As near to transformers with the weights that the codes stand for as a bf16 engine is to its checkpoint."""
+    choose_device(monkeypatch, SEED)
+    publish(checkpoint_of("demo-llama"), tmp_path / "checkpoint", layout)
+    overrides = ("precision.weights=int4", "precision.lm_head=bf16", "precision.zero_point=true", f"precision.group_size={layout.group_size}")
+    recipe = schema.load(catalog.find("demo-llama/sm90-bf16"), (*HERE, *overrides))
+    assert pipeline.build(recipe, tmp_path / "checkpoint", tmp_path / "engine", Progress()).accuracy.kl < 2e-4
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from slipway.passes.fuse_qk_norm import FuseQkNorm
 from slipway.passes.fuse_rotary import FuseRotary
 from slipway.passes.gather_logit_rows import GatherLogitRows
 from slipway.passes.merge_qkv_linears import MergeQkvLinears
+from slipway.passes.order_columns import OrderColumns
 from slipway.passes.pipeline import name_of, passes_for
+from slipway.quantization.formats import WeightFormat
 from tiny_models import some_batch
 
 T = EXTENTS["T"]
@@ -218,3 +220,34 @@ def test_gather_logit_rows_declines():
     toy.graph.output(op.add(both, total).node)
     report = GatherLogitRows().apply(toy.graph)
     assert report.declined["gather_rows"] == "all rows of %add are read elsewhere"
+
+
+def ordered(toy, weight, order):
+    """A weight whose inputs are stored in another order, as the model has it."""
+    graph = toy.graph
+    inverse = graph.call(torch.ops.aten.argsort.default, order.node)
+    return toy.value(graph.call(torch.ops.aten.index_select.default, weight.node, 1, inverse))
+
+
+def test_activations_take_the_order_of_the_weights_and_share_it():
+    toy = Toy(a=(4, 8), b=(4, 8), c=(4, 8), order=(8,), other=(8,))
+    for name in ("order", "other"):
+        toy.graph.weights[name] = WeightInfo((8,), torch.int64)
+        getattr(toy, name).node.meta["val"] = torch.empty(8, dtype=torch.int64, device="meta")
+    first, second, third = (op.linear(toy.x, ordered(toy, w, o)) for w, o in ((toy.a, toy.order), (toy.b, toy.order), (toy.c, toy.other)))
+    toy.graph.output(op.add(op.add(first, second), third).node)
+    random = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(4, 8, generator=random) for name in "abc"} | {name: torch.randperm(8, generator=random) for name in ("order", "other")}
+    inputs = {"x": torch.randn(3, 8), "y": torch.zeros(3, 8), "positions": torch.arange(3), "rows": torch.arange(3)}
+    before = toy.graph.run(inputs, weights)
+    assert OrderColumns().apply(toy.graph).fired == 3
+    toy.graph.verify()
+    assert toy.graph.text().count("gather_columns(") == 2 and "index_select" not in toy.graph.text()
+    torch.testing.assert_close(toy.graph.run(inputs, weights), before)
+
+
+def test_weights_that_are_stored_differently_are_not_merged():
+    toy = Toy(a=(4, 8), b=(4, 8))
+    toy.graph.weights["a"] = WeightInfo((4, 8), torch.float16, WeightFormat("int4", 4, 32, True))
+    both = op.add(op.linear(toy.x, toy.a), op.linear(toy.x, toy.b))
+    assert toy.declined(MergeQkvLinears(), both) == "the checkpoint stores their weights in different formats"

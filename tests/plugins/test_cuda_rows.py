@@ -10,6 +10,7 @@ from nodes import BF16, F32, call_node
 
 from slipway.plugins.embedding import plugin as embedding
 from slipway.plugins.gated_activation import plugin as gated_activation
+from slipway.plugins.gather_columns import plugin as gather_columns
 from slipway.plugins.gather_rows import plugin as gather_rows
 from slipway.plugins.rms_norm import plugin as rms_norm
 
@@ -36,6 +37,8 @@ def kernels():
     ids = torch.zeros(2, dtype=torch.int32)
     lowered["embedding"] = embedding.PLUGIN.lower(call_node(OPS.embedding.default, ids, torch.zeros(50, 264), storage=F32), TARGET)
     lowered["gather"] = gather_rows.PLUGIN.lower(call_node(OPS.gather_rows.default, torch.zeros(9, 264), ids, storage=BF16), TARGET)
+    order = torch.arange(264).flip(0)
+    lowered["columns"] = gather_columns.PLUGIN.lower(call_node(OPS.gather_columns.default, torch.zeros(9, 264).bfloat16(), order, storage=BF16), TARGET)
     return lowered, compile_emulated(lowered.values())
 
 
@@ -103,3 +106,10 @@ def test_gather_equals_meaning(seed):
     batch = make_batch(logit_rows=rows.numpy())
     batch.num_tokens = 5  # the harness counts rows in tokens
     assert torch.equal(run("gather", 5, x, batch=batch, seed=seed)[0], x[rows.long()].bfloat16())
+
+
+@every_seed
+def test_columns_in_another_order(seed):
+    x, order = torch.randn(5, 264).bfloat16(), torch.randperm(264, generator=torch.Generator().manual_seed(1))
+    (got,) = run("columns", 5, x, weights=[order], seed=seed, captured_rows=8)
+    assert torch.equal(got, gather_columns.gather_columns(x, order))
