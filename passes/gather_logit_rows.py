@@ -15,7 +15,7 @@ from slipway.compiler.graph import Graph
 from slipway.compiler.ops import arguments, find, is_op
 from slipway.passes.rewrite import Report
 
-ROW_WISE = ("aten::linear", "slipway::rms_norm", "slipway::head_rms_norm", "aten::layer_norm")
+ROW_WISE = ("aten::linear", "slipway::rms_norm", "slipway::head_rms_norm", "slipway::gather_columns", "aten::layer_norm")
 GATHER = "slipway::gather_rows"
 
 

@@ -3,7 +3,7 @@
 A weight that was quantized in another order of its inputs, GPTQ's of activations, keeps its groups together: the activations take its order.
 Linears of one activation and one order share what is gathered.
 
-Before the passes that fuse or merge linears.
+Before fold_constants, which puts factors around weights, and the passes that fuse or merge linears.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class Pass(Protocol):
 PASSES: tuple[Pass, ...] = (
     # simplify
     DropDeadNodes(),
+    OrderColumns(),
     *FOLD_CONSTANTS,
     GatherLogitRows(),
     # attention
@@ -44,7 +45,6 @@ PASSES: tuple[Pass, ...] = (
     FuseRotary(),
     FuseQkNorm(),
     # linears
-    OrderColumns(),
     *FUSE_GATED_LINEAR,
     MergeQkvLinears(),
     *FUSE_GATED_ACTIVATION,

@@ -117,5 +117,6 @@ def parse(where: str, config: Any) -> Published:
 
 def _nibbles(words: Tensor, order: tuple[int, ...]) -> Tensor:
     """i32 [rows, columns] -> u8 [rows, 8 * columns]: of each word the nibbles in that order."""
-    shifts = torch.tensor([4 * nibble for nibble in order], dtype=torch.int32)
-    return (words[..., None] >> shifts & 15).to(torch.uint8).flatten(1)
+    eights = words.contiguous().view(torch.uint8).unflatten(1, (-1, CODES // 2))  # a byte has two nibbles, the low one first
+    nibbles = torch.stack([eights & 15, eights >> 4], -1).flatten(2)
+    return (nibbles if order == IN_ORDER else nibbles[..., list(order)]).flatten(1)

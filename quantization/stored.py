@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ MIDDLE = 8  # the zero of groups that have none of their own
 class StoredInt4(Tensor):
     """float32 W[n, k] = (codes[n, k] - zeros[n, g]) * steps[n, g], g = k // group_size.
 
-    codes u8 [N, K], zeros u8 [N, groups], both 0 .. 15; steps f32 [N, groups]. Taking, joining and filling up rows keeps codes; every other op
-    sees float32.
+    codes u8 [N, K], zeros u8 [N, groups], both 0 .. 15; steps f32 [N, groups]. Taking, joining and filling up rows and scaling all keeps codes; every
+    other op sees float32.
     """
 
     codes: Tensor
@@ -37,9 +38,9 @@ class StoredInt4(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        rows = BY_ROWS.get(func, lambda *args, **kwargs: None)(*args, **kwargs or {})
-        if rows is not None:
-            return rows
+        kept = KEPT.get(func, lambda *args, **kwargs: None)(*args, **kwargs or {})
+        if kept is not None:
+            return kept
         args, kwargs = tree_map_only(StoredInt4, StoredInt4.decoded, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -62,4 +63,18 @@ def _pad(w: StoredInt4, widths: list[int], value: float = 0) -> StoredInt4 | Non
     return StoredInt4(fill(w.codes, MIDDLE), fill(w.zeros, MIDDLE), fill(w.steps, 0), w.group_size)
 
 
-BY_ROWS = {torch.ops.aten.slice.Tensor: _slice, torch.ops.aten.cat.default: _cat, torch.ops.aten.constant_pad_nd.default: _pad}
+def _scaled(operation: Callable) -> Callable:
+    def scaled(w: StoredInt4, factor: Tensor | float) -> StoredInt4 | None:
+        is_number = isinstance(w, StoredInt4) and (not isinstance(factor, Tensor) or type(factor) is Tensor and factor.ndim == 0)
+        return StoredInt4(w.codes, w.zeros, operation(w.steps, factor), w.group_size) if is_number else None
+
+    return scaled
+
+
+KEPT = {  # ops that have to do with rows alone, or with steps alone
+    torch.ops.aten.slice.Tensor: _slice,
+    torch.ops.aten.cat.default: _cat,
+    torch.ops.aten.constant_pad_nd.default: _pad,
+    torch.ops.aten.mul.Tensor: _scaled(torch.mul),
+    torch.ops.aten.div.Tensor: _scaled(torch.div),
+}

@@ -252,13 +252,13 @@ def test_every_isa_builds(build):
 
 @pytest.fixture
 def build_int4(tiny, tmp_path, cache, monkeypatch):
-    """build_int4(layout, *overrides) -> the report, of the tiny Llama so stored and compared with what its codes stand for."""
+    """build_int4(layout, *overrides, family) -> the report, of the tiny model so stored and compared with what its codes stand for."""
     monkeypatch.setenv("SLIPWAY_CACHE", str(cache))
     (tmp_path / "tiny.yaml").write_text(RECIPE)
 
-    def run(layout, *overrides):
+    def run(layout, *overrides, family="llama"):
         checkpoint = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        publish(tiny("llama").checkpoint.directory, checkpoint, layout)
+        publish(tiny(family).checkpoint.directory, checkpoint, layout)
         recipe = schema.load(tmp_path / "tiny.yaml", ("verify.when=always", "verify.kl=1", *overrides))
         return pipeline.build(recipe, checkpoint, tmp_path / "engine", Progress())
 
@@ -277,6 +277,12 @@ def test_published_int4_is_as_exact_as_int8(build_int4, layout, overrides):
     """On a CPU codes are held to a step of int8."""
     report = build_int4(layout, *overrides)
     assert report.accuracy.kl < 0.002 and not report.segments  # int8 weights have 0.0006
+
+
+@pytest.mark.parametrize("family", ["granite", "phi3", "qwen2"])
+def test_published_int4_of_other_families(build_int4, family):
+    """Factors on what linears make; fused q|k|v and gate|up; biases."""
+    assert build_int4(Layout("gptq", 32, act_order=True), *ASYMMETRIC, family=family).accuracy.kl < 0.002
 
 
 def test_codes_of_four_bits_are_not_rounded_to_four_bits_again(build_int4):

@@ -92,9 +92,16 @@ def test_rows_are_taken_joined_and_filled_up_as_codes():
     assert torch.equal(quantized.codes[4:28], second.codes) and torch.equal(dequantize(quantized, rungs=False), want)
 
 
+def test_factors_are_the_steps():
+    """Where a model multiplies what a linear makes."""
+    weight, plain = stored(Layout("awq", 64))
+    for scaled, want in ((weight * 4.0, plain * 4), (weight / torch.tensor(2.0), plain / 2)):
+        assert isinstance(scaled, StoredInt4) and torch.equal(scaled.decoded(), want) and torch.equal(scaled.codes, weight.codes)
+
+
 def test_every_other_op_sees_numbers():
     weight, plain = stored(Layout("awq", 64))
-    for op in (lambda w: w * 2, lambda w: w.T.contiguous(), lambda w: w[:, :64], lambda w: torch.cat([w, plain]), lambda w: torch.cat([w, w], 1),
+    for op in (lambda w: w + 2, lambda w: w * torch.arange(256), lambda w: w.T.contiguous(), lambda w: w[:, :64], lambda w: torch.cat([w, plain]), lambda w: torch.cat([w, w], 1),
                lambda w: torch.nn.functional.pad(w, (0, 1)), lambda w: w.bfloat16(), lambda w: w.index_select(1, torch.arange(9))):  # fmt: skip
         assert type(op(weight)) is torch.Tensor and torch.equal(op(weight), op(plain))
     for fmt in (BF16, INT8, parse("nvfp4")):
