@@ -32,18 +32,18 @@ class Checkpoint(Mapping[str, Tensor]):
     """Tensors by name. A tensor is a view of the mapped file: reading one touches its pages and no others. What AutoAWQ or GPTQ made of a linear's
     weight is one tensor, a StoredInt4, by the weight's name, its inputs in the order of its groups (`order_of`).
 
-    Raises UserError for a directory that is not a checkpoint this version can take.
+    quantization: how linears are stored that are; None: none is. Raises UserError for a directory that is not a checkpoint this version can take.
     """
 
     def __init__(self, directory: pathlib.Path | str):
         self.directory = pathlib.Path(directory)
         if not self.directory.is_dir():
             raise UserError(str(directory), "no such directory", "a Hugging Face checkpoint")
-        self.config, quantization = _read_config(self.directory)
+        self.config, self.quantization = _read_config(self.directory)
         self._shards = {path: _open(path) for path in _shard_paths(self.directory)}
         self._places = {name: path for path, shard in self._shards.items() for name in shard.keys()}
         self._check_index()
-        self._int4 = Int4Linears.find(quantization, self._places, self._where, self._shape, self._read) if quantization else None
+        self._int4 = Int4Linears.find(self.quantization, self._places, self._where, self._shape, self._read) if self.quantization else None
         self._names = dict.fromkeys(self._places)
         if self._int4:
             self._names = dict.fromkeys(sorted({*self._places, *self._int4.weights} - self._int4.parts()))
@@ -72,10 +72,6 @@ class Checkpoint(Mapping[str, Tensor]):
         if dtype not in DTYPES:
             raise UserError(self._where(name), f"type {dtype}", ", ".join(DTYPES))
         return WeightInfo(shape, DTYPES[dtype])
-
-    @property
-    def is_quantized(self) -> bool:
-        return self._int4 is not None
 
     def order_of(self, name: str) -> str | None:
         """The name of a tensor, i64 [K]: which inputs the columns of a weight are, group by group. None: they are the model's."""

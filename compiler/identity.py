@@ -22,10 +22,10 @@ class Identities:
         self.hashing: dict[str, threading.Lock] = {}
 
     def tensor(self, name: str, graph: Graph) -> str:
-        """A weight: its name and the content of the files that hold it. A constant of the graph: its values."""
+        """A weight: its name, how it is stored, and the content of the files that hold it. A constant of the graph: its values."""
         if name in graph.constants:
             return digest(graph.constants[name].contiguous().numpy().tobytes())
-        return digest(" ".join([name, *map(self.file, self.checkpoint.files_of(name))]))
+        return digest(" ".join([name, str(self.checkpoint.quantization), *map(self.file, self.checkpoint.files_of(name))]))
 
     def file(self, path: pathlib.Path) -> str:
         """Threads that ask for the same file wait for the one that reads it."""

@@ -133,7 +133,7 @@ def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray, 
 @torch.no_grad()
 def _reference_logits(checkpoint: Checkpoint, windows: np.ndarray) -> torch.Tensor:
     with _without_bars():
-        model = (_from_codes(checkpoint) if checkpoint.is_quantized else AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True)).eval()
+        model = (_from_codes(checkpoint) if checkpoint.quantization else AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True)).eval()
     return torch.cat([model(torch.from_numpy(window[None].astype(np.int64)), use_cache=False).logits for window in windows])
 
 

@@ -48,8 +48,8 @@ class Published:
         for part in PARTS[:3]:
             if part not in shapes:
                 raise UserError(f"{where}.{part}", "no such tensor", f"{', '.join(PARTS[:3])} of a linear that {self.method} stored")
-            if len(shapes[part]) != 2:
-                raise UserError(f"{where}.{part}", f"shape {list(shapes[part])}", "two dimensions")
+            if len(shapes[part]) != 2 or 0 in shapes[part]:
+                raise UserError(f"{where}.{part}", f"shape {list(shapes[part])}", "two dimensions, none of them 0")
         outputs = shapes["scales"][1]
         inputs = shapes["qweight"][0] * (1 if self.is_awq else CODES)
         groups = -(-inputs // (self.group_size or inputs))
@@ -61,12 +61,8 @@ class Published:
         }
         for part, shape in shapes.items():
             if tuple(shape) != wanted[part]:
-                raise UserError(f"{where}.{part}", f"shape {list(shape)}", f"{list(wanted[part])} of {self}")
+                raise UserError(f"{where}.{part}", f"shape {list(shape)}", f"{list(wanted[part])} of {self.method}, 4 bits, " + (f"groups of {self.group_size}" if self.group_size else "a group an output"))
         return outputs, inputs
-
-    def __str__(self) -> str:
-        groups = f"groups of {self.group_size}" if self.group_size else "a group an output"
-        return f"{self.method}, 4 bits, {groups}"
 
     def order(self, where: str, g_idx: Tensor) -> Tensor | None:
         """i64 [K]: the inputs, group by group, None if they are in order. Raises UserError for groups of different sizes."""

@@ -174,7 +174,7 @@ def int4(tiny, tmp_path):
 def test_int4_linears_have_the_names_of_their_weights(tiny, int4, layout):
     directory, held = int4(layout)
     checkpoint, plain = Checkpoint(directory), tiny("llama").checkpoint
-    assert set(checkpoint) == set(plain) and checkpoint.is_quantized and not hasattr(checkpoint.config, "quantization_config")
+    assert set(checkpoint) == set(plain) and checkpoint.quantization and not hasattr(checkpoint.config, "quantization_config")
     assert checkpoint.info(f"{Q_PROJ}.weight") == WeightInfo((64, 64), torch.float16, WeightFormat("int4", 4, layout.group_size, layout.zero_point))
     weights = plain_weights(checkpoint)
     assert held and all(torch.equal(weights[name], tensor) for name, tensor in held.items())

@@ -285,6 +285,18 @@ def test_published_int4_of_other_families(build_int4, family):
     assert build_int4(Layout("gptq", 32, act_order=True), *ASYMMETRIC, family=family).accuracy.kl < 0.002
 
 
+def test_another_version_of_zeros_is_packed_anew(build_int4, tiny, tmp_path):
+    """The same files mean other weights by another config.json."""
+    first = build_int4(Layout("gptq", 32), *ASYMMETRIC)
+    packed = {path.name for path in (first.out / "weights").iterdir()}
+    (checkpoint,) = (path for path in tmp_path.iterdir() if (path / "config.json").exists())
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    pipeline.build(schema.load(tmp_path / "tiny.yaml", ("verify.when=always", "verify.kl=1", *ASYMMETRIC)), checkpoint, tmp_path / "second", Progress())
+    assert len(packed - {path.name for path in (tmp_path / "second" / "weights").iterdir()}) >= 8  # each layer's four
+
+
 def test_codes_of_four_bits_are_not_rounded_to_four_bits_again(build_int4):
     with pytest.raises(UserError, match=re.escape("precision: the checkpoint stores model.layers.0.self_attn.q_proj.weight as int4g32z, and the recipe as int4g32; "
                                                   "expected the same codes, or more bits\nhint: weights: int4, group_size: 32, zero_point: true")):

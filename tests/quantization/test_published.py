@@ -143,7 +143,8 @@ def test_configs_that_are_refused(changes, message):
 @pytest.mark.parametrize("layout, part, shape, message", [
     (Layout("awq", 64), "qweight", (256, 4), r"linear.qweight: shape \[256, 4\]; expected \[256, 3\] of awq, 4 bits, groups of 64"),
     (Layout("awq", 64), "scales", (2, 24), r"linear.scales: shape \[2, 24\]; expected \[4, 24\] of awq"),
-    (Layout("gptq", 64), "qzeros", (4,), r"linear.qzeros: shape \[4\]; expected two dimensions"),
+    (Layout("gptq", 64), "qzeros", (4,), r"linear.qzeros: shape \[4\]; expected two dimensions, none of them 0"),
+    (Layout("gptq", -1), "qweight", (0, 24), r"linear.qweight: shape \[0, 24\]; expected two dimensions, none of them 0"),
     (Layout("gptq", -1), "g_idx", (128,), r"linear.g_idx: shape \[128\]; expected \[256\] of gptq, 4 bits, a group an output"),
     (Layout("gptq", 64), "scales", None, "linear.scales: no such tensor; expected qweight, qzeros, scales of a linear that gptq stored"),
 ])  # fmt: skip
