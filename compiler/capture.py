@@ -187,6 +187,10 @@ class _Leaves:
         return stored
 
     def check(self) -> None:
+        unknown = [name for name in self.names.stored if name not in self.state and not name.endswith("rotary_emb.inv_freq")]
+        if self.checkpoint.quantization and (told := [name for name in unknown if self.checkpoint[self.names.stored[name]].any()]):
+            raise UserError(f"{self.checkpoint.files_of(self.names.stored[told[0]])[0]}: {self.names.stored[told[0]]}", "the model has no such weight",
+                            "a quantized checkpoint of plain linears: what scales activations, say, changes the others' meaning")  # fmt: skip
         converted = [name for name in self.missing if name in self.names.converted]
         if converted:
             found = f"{converted[0]} has to be computed from {self.names.converted[converted[0]]}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from slipway.compiler.errors import UserError
 from slipway.compiler.graph import WeightInfo
 from slipway.quantization.published import PARTS, Published
+from slipway.quantization.stored import MIDDLE
 
 FIRST = ".qweight"
 WORDS, SCALES = ("I32",), ("F16", "BF16", "F32")  # types of the tensors
@@ -66,4 +67,8 @@ class Int4Linears:
     def read(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
         """A weight, its inputs in the order of its groups."""
         linear = self.weights[name]
-        return self.published.unpack({part: read(stored) for part, stored in linear.parts.items()}, self.orders[linear.order] if linear.order else None)
+        weight = self.published.unpack({part: read(stored) for part, stored in linear.parts.items()}, self.orders[linear.order] if linear.order else None)
+        if not self.published.zero_point and (weight.zeros != MIDDLE).any():
+            raise UserError(linear.parts["qzeros"], "zeros that are not the middle of the codes", f"{MIDDLE}, quantization_config saying that zeros are symmetric",
+                            "is its checkpoint_format, or its sym, another?")  # fmt: skip
+        return weight

@@ -6,7 +6,7 @@ import fnmatch
 import re
 
 from slipway.compiler.graph import Graph
-from slipway.compiler.weights import leaf_names
+from slipway.compiler.weights import has_codes, leaf_names
 from slipway.quantization.formats import INT4_GROUPS, KV_FP8
 from slipway.recipes.problems import UserErrors, did_you_mean
 from slipway.recipes.schema import ACTIVATIONS_KL_LIMITS, KL_LIMITS, Recipe
@@ -38,10 +38,13 @@ def check_codes(recipe: Recipe, graph: Graph) -> None:
 
 
 def settle_gate(recipe: Recipe, graph: Graph) -> Recipe:
-    """The recipe with its verify.kl stated: by itself, or by the loosest format in the graph: of weights, activations or the KV cache."""
+    """The recipe with its verify.kl stated: by itself, or by the loosest format in the graph: of weights, activations or the KV cache. What is lost
+    when a checkpoint was made int4 is no loss of the engine's: its codes are held as exactly as int8, at least.
+    """
     if recipe.verify.kl is not None:
         return recipe
-    used = {node.meta["weight_format"].name for node in graph.nodes if "weight_format" in node.meta}
+    linears = [node for node in graph.nodes if "weight_format" in node.meta]
+    used = {"int8" if node.meta["weight_format"].name == "int4" and has_codes(graph, node.args[1]) else node.meta["weight_format"].name for node in linears}
     used |= {"fp8" for node in graph.nodes if node.meta.get("kv_format") == KV_FP8}
     limits = [KL_LIMITS[name] for name in used] + [ACTIVATIONS_KL_LIMITS.get(recipe.precision.activations, 0)]
     kl = max(*limits, min(KL_LIMITS.values()))

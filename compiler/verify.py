@@ -91,7 +91,7 @@ def accuracy_parts(described: Manifest, checkpoint: Checkpoint, windows: np.ndar
         "threads": str(described.recipe["cpu"]["threads"]),
         "checkpoint": digest("".join(identities.file(path) for path in checkpoint.files())),
         "tokens": digest(windows.tobytes()),
-        "slipway": source_digest("compiler/verify.py"),
+        "slipway": source_digest("compiler/verify.py", "compiler/checkpoint.py", "compiler/int4_linears.py", "quantization"),
         "runtime": runtime_digest(),
         "libraries": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES),
         "machine": f"{processor()}, {usable_cores()} cores{', a GPU' * (described.target.is_gpu and gpu.is_here(described.target.kind))}",
@@ -133,14 +133,18 @@ def _measure(checkpoint: Checkpoint, engine: pathlib.Path, windows: np.ndarray, 
 @torch.no_grad()
 def _reference_logits(checkpoint: Checkpoint, windows: np.ndarray) -> torch.Tensor:
     with _without_bars():
-        model = (_from_codes(checkpoint) if checkpoint.quantization else AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True)).eval()
+        model = (_from_codes(checkpoint) if checkpoint.quantization else _as_stored(checkpoint)).eval()
     return torch.cat([model(torch.from_numpy(window[None].astype(np.int64)), use_cache=False).logits for window in windows])
+
+
+def _as_stored(checkpoint: Checkpoint) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, local_files_only=True)
 
 
 def _from_codes(checkpoint: Checkpoint) -> PreTrainedModel:
     """transformers' model of plain linears, with the weights that the checkpoint's codes stand for."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
-    return kind.from_pretrained(None, config=checkpoint.config, state_dict=plain_weights(checkpoint), dtype=torch.float32, attn_implementation="sdpa")
+    return kind.from_pretrained(None, config=checkpoint.config, state_dict=plain_weights(checkpoint), dtype=torch.float32, attn_implementation="eager")
 
 
 def plain_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

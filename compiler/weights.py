@@ -12,12 +12,13 @@ from torch.fx import Node
 
 from slipway.compiler.cache import StageCache, digest, digest_of
 from slipway.compiler.disk import leave_page_cache
-from slipway.compiler.errors import UserError
+from slipway.compiler.errors import InternalError, UserError
 from slipway.compiler.graph import Graph
 from slipway.compiler.identity import Identities
 from slipway.compiler.plan import PlannedGraph, weight_id
 from slipway.compiler.version import source_digest
 from slipway.plugins.plugin import PackedWeight
+from slipway.quantization.stored import StoredInt4
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def weight_parts(graph: Graph, weight: PackedWeight, identities: Identities) -> 
     leaves = sorted({leaf for node in weight.nodes for leaf in leaf_names(node)})
     return {
         "layout": weight.key,
-        "slipway": source_digest("plugins", "quantization"),
+        "slipway": source_digest("plugins", "quantization", "compiler/checkpoint.py", "compiler/int4_linears.py"),
         "expression": digest("\n".join(_expression(node) for node in weight.nodes)),
         "tensors": digest("".join(identities.tensor(name, graph) for name in leaves)),
     }
@@ -60,6 +61,11 @@ def leaf_names(node: Node) -> set[str]:
     if node.op == "get_attr":
         return {node.target}
     return set().union(*(leaf_names(n) for n in node.all_input_nodes))
+
+
+def has_codes(graph: Graph, node: Node) -> bool:
+    """Whether a constant node is computed from a weight that the checkpoint stores as codes."""
+    return any(graph.weights[name].codes for name in leaf_names(node) if name in graph.weights)
 
 
 def _expression(node: Node) -> str:
@@ -78,6 +84,8 @@ def _pack(graph: Graph, weight: PackedWeight, tensors: Mapping[str, torch.Tensor
 
     def make(out: pathlib.Path) -> None:
         values = [graph.evaluate(node, tensors) for node in weight.nodes]
+        if "int4" in weight.key and any(has_codes(graph, node) and not isinstance(value, StoredInt4) for node, value in zip(weight.nodes, values)):
+            raise InternalError(f"{name}: its codes were lost on the way, and would be rounded again")
         try:
             packed = weight.pack(*values)
         except UserError as error:

@@ -103,11 +103,17 @@ def parse(where: str, config: Any) -> Published:
     read("bits" if "bits" in config or method == "gptq" else "w_bit", 4, 4)
     group_size = read("group_size" if "group_size" in config or method == "gptq" else "q_group_size", 128, *INT4_GROUPS, -1)
     groups = None if group_size == -1 else group_size
+    read("pack_dtype", "int32", "int32")
     if method == "awq":
         config = config | {"version": str(config.get("version", "gemm")).lower()}
-        read("version", "gemm", "gemm")
-        return Published(method, groups, read("zero_point", True, True, False))
-    version = read("checkpoint_format", "gptq", "gptq", "gptq_v2")
+        for key in ("version", "format", "checkpoint_format"):
+            read(key, "gemm", "gemm")
+        read("backend", "autoawq", "autoawq", "auto")
+        return Published(method, groups, read("zero_point", True, True))
+    read("is_marlin_format", False, False)
+    version = read("checkpoint_format", read("format", "gptq", "gptq", "gptq_v2"), "gptq", "gptq_v2")
+    if config.get("format", version) != version:
+        raise UserError(f"{where}.format", f"{config['format']}, and checkpoint_format {version}", "the same")
     return Published(method, groups, not read("sym", True, True, False), version == "gptq")
 
 

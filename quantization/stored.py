@@ -65,6 +65,8 @@ def _pad(w: StoredInt4, widths: list[int], value: float = 0) -> StoredInt4 | Non
 
 def _scaled(operation: Callable) -> Callable:
     def scaled(w: StoredInt4, factor: Tensor | float) -> StoredInt4 | None:
+        if operation is torch.mul and isinstance(factor, StoredInt4):
+            w, factor = factor, w
         is_number = isinstance(w, StoredInt4) and (not isinstance(factor, Tensor) or type(factor) is Tensor and factor.ndim == 0)
         return StoredInt4(w.codes, w.zeros, operation(w.steps, factor), w.group_size) if is_number else None
 

@@ -202,6 +202,14 @@ def test_parts_of_an_int4_linear_in_several_files(int4):
     assert [path.name for path in checkpoint.files_of(f"{Q_PROJ}.weight")] == list(parts)
 
 
+def test_zeros_that_a_symmetric_checkpoint_has_not(int4):
+    """Such as those of version 1 that are said to be of version 2."""
+    directory, _ = int4(Layout("gptq", 32, zero_point=False))
+    change_config(directory, quantization_config=Layout("gptq", 32, zero_point=False, version="gptq_v2").config)
+    with pytest.raises(UserError, match="q_proj.qzeros: zeros that are not the middle of the codes; expected 8, .*\\nhint: is its checkpoint_format, or its sym, another?"):
+        Checkpoint(directory)[f"{Q_PROJ}.weight"]
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda t: t.pop(f"{Q_PROJ}.scales"), f"{Q_PROJ}.scales: no such tensor; expected qweight, qzeros, scales of a linear that gptq stored"),
     (lambda t: t.update({f"{Q_PROJ}.qzeros": t[f"{Q_PROJ}.qzeros"][:1]}), f"{Q_PROJ}.qzeros: shape [1, 8]; expected [2, 8] of gptq, 4 bits, groups of 32"),

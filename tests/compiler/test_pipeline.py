@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from published import Layout, publish
+from safetensors.torch import load_file, save_file
 from slipway.compiler import pipeline, verify
 from slipway.compiler.errors import UserError
 from slipway.compiler.machine import host_isa, host_isas
@@ -279,9 +280,9 @@ def test_published_int4_is_as_exact_as_int8(build_int4, layout, overrides):
     assert report.accuracy.kl < 0.002 and not report.segments  # int8 weights have 0.0006
 
 
-@pytest.mark.parametrize("family", ["granite", "phi3", "qwen2"])
+@pytest.mark.parametrize("family", ["granite", "phi3", "qwen2", "gemma2", "granite-swa"])
 def test_published_int4_of_other_families(build_int4, family):
-    """Factors on what linears make; fused q|k|v and gate|up; biases."""
+    """Factors on what linears make; fused q|k|v and gate|up; biases; attention that transformers has in eager mode alone."""
     assert build_int4(Layout("gptq", 32, act_order=True), *ASYMMETRIC, family=family).accuracy.kl < 0.002
 
 
@@ -295,6 +296,16 @@ def test_another_version_of_zeros_is_packed_anew(build_int4, tiny, tmp_path):
     (checkpoint / "config.json").write_text(json.dumps(config))
     pipeline.build(schema.load(tmp_path / "tiny.yaml", ("verify.when=always", "verify.kl=1", *ASYMMETRIC)), checkpoint, tmp_path / "second", Progress())
     assert len(packed - {path.name for path in (tmp_path / "second" / "weights").iterdir()}) >= 8  # each layer's four
+
+
+def test_what_the_model_does_not_have_is_not_ignored(build_int4, tiny, tmp_path):
+    """AutoAWQ scales activations of some families: without that the other weights mean something else."""
+    report = build_int4(Layout("awq", 32), *ASYMMETRIC)
+    (checkpoint,) = (path for path in tmp_path.iterdir() if (path / "model.safetensors").exists())
+    name = "model.layers.0.mlp.act.scales"
+    save_file(load_file(checkpoint / "model.safetensors") | {name: torch.ones(96)}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match=f"{name}: the model has no such weight"):
+        pipeline.build(schema.load(tmp_path / "tiny.yaml", ASYMMETRIC), checkpoint, report.out.with_name("other"), Progress())
 
 
 def test_codes_of_four_bits_are_not_rounded_to_four_bits_again(build_int4):

@@ -95,7 +95,7 @@ def test_rows_are_taken_joined_and_filled_up_as_codes():
 def test_factors_are_the_steps():
     """Where a model multiplies what a linear makes."""
     weight, plain = stored(Layout("awq", 64))
-    for scaled, want in ((weight * 4.0, plain * 4), (weight / torch.tensor(2.0), plain / 2)):
+    for scaled, want in ((weight * 4.0, plain * 4), (torch.tensor(4.0) * weight, plain * 4), (weight / torch.tensor(2.0), plain / 2)):
         assert isinstance(scaled, StoredInt4) and torch.equal(scaled.decoded(), want) and torch.equal(scaled.codes, weight.codes)
 
 
@@ -132,6 +132,12 @@ def test_a_scale_that_is_no_number(bad):
     ({"group_size": [1]}, "config.group_size: [1]; expected 32 or 64 or 128 or -1 of gptq in this version"),
     ({"checkpoint_format": "marlin"}, "config.checkpoint_format: 'marlin'; expected gptq or gptq_v2 of gptq in this version"),
     ({"quant_method": "awq", "version": "gemv"}, "config.version: 'gemv'; expected gemm of awq in this version"),
+    ({"pack_dtype": "int8"}, "config.pack_dtype: 'int8'; expected int32 of gptq in this version"),
+    ({"is_marlin_format": True}, "config.is_marlin_format: True; expected False of gptq in this version"),
+    ({"format": "gptq_v2"}, "config.format: gptq_v2, and checkpoint_format gptq; expected the same"),
+    ({"quant_method": "awq", "checkpoint_format": "gemm", "backend": "llm-awq"}, "config.backend: 'llm-awq'; expected autoawq or auto of awq in this version"),
+    ({"quant_method": "awq", "checkpoint_format": "gemv"}, "config.checkpoint_format: 'gemv'; expected gemm of awq in this version"),
+    ({"quant_method": "awq", "checkpoint_format": "gemm", "zero_point": False}, "config.zero_point: False; expected True of awq in this version"),
     ({"sym": "yes"}, "config.sym: 'yes'; expected True or False of gptq in this version"),
 ])  # fmt: skip
 def test_configs_that_are_refused(changes, message):
