@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import sanitized
+from published import Layout, publish
 from slipway.compiler import pipeline
 from slipway.compiler.cache import digest
 from slipway.compiler.progress import Progress
@@ -40,7 +41,8 @@ EACH_KIND = """
   zero_point: true
   lm_head: bf16
   overrides:
-    - {match: "*.mlp.down_proj", weights: int8}"""
+    - {match: "*.mlp.down_proj", weights: int8}
+    - {match: "*.o_proj", weights: int4, group_size: 32, zero_point: true}"""  # stored as codes, in the order of activations
 PRECISIONS = {"qwen3": FORMATS, "phi3": EACH_KIND}
 BUILDS = [*(("phi3", isa) for isa in ISAS), ("qwen3", ISAS[-1])]  # each kind of weight on each ISA, every format on one
 RECIPE = """schema: 1
@@ -66,6 +68,9 @@ def checkpoint(tmp_path_factory):
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
             Tiny(family, made[family], **SHAPES[family])
+            if family == "phi3":
+                plain, made[family] = made[family], made[family] / "int4"
+                publish(plain, made[family], Layout("gptq", 32, act_order=True), only=".o_proj")
         return made[family]
 
     return get

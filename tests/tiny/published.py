@@ -32,14 +32,14 @@ class Layout:
         return stated | {"sym": not self.zero_point, "desc_act": self.act_order, "checkpoint_format": self.version, "lm_head": False}
 
 
-def publish(plain: pathlib.Path, out: pathlib.Path, layout: Layout, seed: int = 0) -> dict[str, Tensor]:
-    """Writes the checkpoint; the LM head and all that is not a layer's linear stays as it is. -> float32 weights its codes stand for."""
+def publish(plain: pathlib.Path, out: pathlib.Path, layout: Layout, only: str = ".layers.") -> dict[str, Tensor]:
+    """Writes the checkpoint; only: in the names of linears that are stored so. The LM head and all that is not a layer's linear stays as it is. -> float32 weights its codes stand for."""
     shutil.copytree(plain, out)
     tensors, held = {}, {}
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     orders: dict[tuple[str, str], Tensor] = {}
     for name, weight in load_file(plain / "model.safetensors").items():
-        if weight.ndim != 2 or ".layers." not in name:
+        if weight.ndim != 2 or ".layers." not in name or only not in name:
             tensors[name] = weight.half()
             continue
         module, inputs = name.removesuffix(".weight"), weight.shape[1]
