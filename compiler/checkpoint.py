@@ -43,15 +43,14 @@ class Checkpoint(Mapping[str, Tensor]):
         self._shards = {path: _open(path) for path in _shard_paths(self.directory)}
         self._places = {name: path for path, shard in self._shards.items() for name in shard.keys()}
         self._check_index()
-        self._int4 = Int4Linears.find(self.quantization, self._places, self._where, self._shape, self._read) if self.quantization else None
-        self._names = dict.fromkeys(self._places)
-        if self._int4:
-            self._names = dict.fromkeys(sorted({*self._places, *self._int4.weights} - self._int4.parts()))
+        self._int4 = Int4Linears.find(self.quantization, self._places, self._where, self._shape, self._read) if self.quantization else Int4Linears()
+        parts = self._int4.parts()
+        self._names = dict.fromkeys(name for name in (*self._places, *self._int4.weights) if name not in parts)
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._int4 and name in self._int4.orders:
+        if name in self._int4.orders:
             return self._int4.orders[name]
-        return self._int4.read(name, self._read) if self._int4 and name in self._int4.weights else self._read(name)
+        return self._int4.read(name, self._read) if name in self._int4.weights else self._read(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -64,9 +63,9 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def info(self, name: str) -> WeightInfo:
         """Shape and stored type, without reading the tensor."""
-        if self._int4 and name in self._int4.orders:
+        if name in self._int4.orders:
             return WeightInfo(tuple(self._int4.orders[name].shape), torch.int64)
-        if self._int4 and name in self._int4.weights:
+        if name in self._int4.weights:
             return self._int4.weights[name].info
         shape, dtype = self._shape(name)
         if dtype not in DTYPES:
@@ -75,13 +74,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def order_of(self, name: str) -> str | None:
         """The name of a tensor, i64 [K]: which inputs the columns of a weight are, group by group. None: they are the model's."""
-        return self._int4.weights[name].order if self._int4 and name in self._int4.weights else None
+        return self._int4.weights[name].order if name in self._int4.weights else None
 
     def files_of(self, name: str) -> list[pathlib.Path]:
         """The files that hold the tensor: several only if it is published in parts."""
-        if self._int4 and name in self._int4.orders:
+        if name in self._int4.orders:
             name = name.removesuffix(".order") + ".weight"
-        if self._int4 and name in self._int4.weights:
+        if name in self._int4.weights:
             return sorted({self._place(part) for part in self._int4.weights[name].parts.values()})
         return [self._place(name)]
 

@@ -28,9 +28,9 @@ class Int4Linear:
 
 @dataclass
 class Int4Linears:
-    """weights: by the names that the model's weights have. orders: i64 [K] each, those that are the same once."""
+    """weights: by the names that the model's weights have. orders: i64 [K] each, those that are the same once. published: None where there are none."""
 
-    published: Published
+    published: Published | None = None
     weights: dict[str, Int4Linear] = field(default_factory=dict)
     orders: dict[str, Tensor] = field(default_factory=dict)
 

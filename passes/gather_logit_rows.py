@@ -12,8 +12,8 @@ import torch
 from torch.fx import Node
 
 from slipway.compiler.graph import Graph
-from slipway.compiler.ops import arguments, find, is_op
-from slipway.passes.rewrite import Report
+from slipway.compiler.ops import arguments, is_op
+from slipway.passes.rewrite import Report, shared_call
 
 ROW_WISE = ("aten::linear", "slipway::rms_norm", "slipway::head_rms_norm", "slipway::gather_columns", "aten::layer_norm")
 GATHER = "slipway::gather_rows"
@@ -61,18 +61,9 @@ def _move_up(graph: Graph, gather: Node) -> list[Node]:
     with graph.fx.inserting_before(source):
         for value in source.all_input_nodes:
             if value.meta["val"].shape[:1] == source.meta["val"].shape[:1] and not graph.is_constant(value):
-                moved.append(_gather(graph, value, rows))
+                moved.append(shared_call(graph, GATHER, value, rows, value.meta.get("path", "")))
                 source.replace_input_with(value, moved[-1])
     gather.replace_all_uses_with(source)
     graph.fx.erase_node(gather)
     source.meta["val"] = source.meta["val"].new_empty(rows.meta["val"].shape[0], *source.meta["val"].shape[1:])
     return moved
-
-
-def _gather(graph: Graph, value: Node, rows: Node) -> Node:
-    for user in value.users:
-        if is_op(user, GATHER) and user.args[1] is rows:
-            return user
-    node = graph.named_call("gather_rows", find(GATHER), (value, rows), {})
-    node.meta["path"] = value.meta.get("path", "")
-    return node

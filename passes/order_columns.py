@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch.fx import Node
 
 from slipway.compiler.graph import Graph
-from slipway.compiler.ops import arguments, find, is_op
-from slipway.passes.rewrite import Report
+from slipway.compiler.ops import arguments, is_op
+from slipway.passes.rewrite import Report, shared_call
 
 GATHER = "slipway::gather_columns"
 
@@ -26,7 +26,9 @@ class OrderColumns:
             found = arguments(node)
             if ordered := _ordered(found["weight"]):
                 weight, order = ordered
-                node.replace_input_with(found["input"], _gathered(graph, node, found["input"], order))
+                with graph.fx.inserting_before(node):
+                    gathered = shared_call(graph, GATHER, found["input"], order, node.meta.get("path", ""))
+                node.replace_input_with(found["input"], gathered)
                 node.replace_input_with(found["weight"], weight)
                 report.fired += 1
         if report.fired:
@@ -41,13 +43,3 @@ def _ordered(weight: Node) -> tuple[Node, Node] | None:
         return None
     found = arguments(weight)
     return (found["self"], found["index"].args[0]) if is_op(found["index"], "aten::argsort") else None
-
-
-def _gathered(graph: Graph, linear: Node, x: Node, order: Node) -> Node:
-    for user in x.users:
-        if is_op(user, GATHER) and user.args[1] is order:
-            return user
-    with graph.fx.inserting_before(linear):
-        node = graph.named_call("gather_columns", find(GATHER), (x, order), {})
-    node.meta["path"] = linear.meta.get("path", "")
-    return node

@@ -44,6 +44,16 @@ class Report:
     declined: dict[str, str] = field(default_factory=dict)
 
 
+def shared_call(graph: Graph, op_name: str, x: Node, by: Node, path: str) -> Node:
+    """op(x, by): the one that is there already, else a new one of the module `path`, at the insertion point."""
+    for user in x.users:
+        if ops.is_op(user, op_name) and user.args[1] is by:
+            return user
+    node = graph.named_call(op_name.partition("::")[2], ops.find(op_name), (x, by), {})
+    node.meta["path"] = path
+    return node
+
+
 class Rewrite:
     """See the module's docstring. `before` and `after` return one value, or as many as each other.
 
